@@ -1,0 +1,296 @@
+"""The one table of settings: every field, its default (the paper's size) and the smaller presets.
+
+Marks in the comments: [P] stated by the paper, [G] inherited from GenRL, [D] a decision where the paper is
+silent; each [D] is a field so that it can be ablated.  ``experiments/configs`` compose these functions into files
+for ``--config=FILE:ARG``; a run's resolved config is stored in its folder and is all that loading needs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bitagent_jax import errors
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "env.look": ("auto", "stock", "fast"),
+    "world_model.vision": ("conv", "patch"),
+    "world_model.posterior": ("frame", "history"),
+    "world_model.decoder": ("stoch", "feat"),
+    "fusion.kind": ("tamf", "concat", "none"),
+    "mllm.adapter": ("residual", "none"),
+    "reward.similarity": ("max_cosine", "cosine", "neg_kl"),
+    "imagination.semantics": ("decode", "hold"),
+    "compute.dtype": ("float32", "bfloat16"),
+}
+
+
+def defaults() -> ConfigDict:
+    """Return the locked config at the paper's size (batch 64, length 32, RSSM 1024, CNN depth 48)."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "body": "walker",
+            "tasks": ("walker_stand", "walker_walk", "walker_run"),
+            "prompts": (),  # sentences to learn instead of the tasks' own prompts; () = theirs
+            "env": {"action_repeat": 2, "size": 64, "look": "auto", "num_envs": 4, "workers": 0},  # workers 0: cores
+            "data": {
+                "folder": "",  # "" = RUN/episodes
+                "random_episodes": 200,  # collected with the random policy when the folder holds fewer
+                "capacity": 3_000_000,  # frames held in memory; the oldest episodes leave first
+                "online_every": 0,  # collect again every so many updates; 0 = offline
+                "online_episodes": 4,
+            },
+            "mllm": {
+                "encoder": "embedded",
+                "adapter": "residual",  # [D] what the backward path trains on the MLLM side
+                "adapter_units": 128,
+                "aligner_units": 512,
+                "aligner_noise": 0.5,  # [G] aligner(norm((1-n) e + n noise)) -> e
+            },
+            "world_model": {  # [G]
+                "deter": 1024,
+                "hidden": 1024,
+                "stoch": 32,
+                "classes": 32,
+                "unimix": 0.01,
+                "vision": "conv",
+                "depth": 48,
+                "posterior": "frame",  # [D] frame (GenRL) | history (DreamerV3, FOUNDER)
+                "decoder": "stoch",  # [D] stoch: image from z alone | feat: from h and z
+                "kl_scale": 0.6,
+                "kl_balance": 0.85,
+                "free_nats": 1.0,
+            },
+            "fusion": {
+                "kind": "tamf",  # [P]; concat: linear of [e; s; tau]; none: [s; tau]
+                "layers": 4,  # [D]
+                "width": 1024,  # [D]
+                "layer_scale": 0.01,  # [D]
+                "semantic_dropout": 0.5,  # [D] rate at which training hides e_v, so that f_dec must predict it
+            },
+            "task_imagination": {
+                "action": False,  # [D] condition the task prior on the action too
+                "segment": 16,  # [D] steps rolled from the learned initial state in training; a multiple of 8
+                "kl_scale": 0.8,  # [G]
+            },
+            "reward": {"similarity": "max_cosine", "window": 8},  # [D], [G]
+            "imagination": {"horizon": 16, "semantics": "decode"},  # [P], [D]
+            "behavior": {
+                "layers": 4,
+                "units": 1024,
+                "min_std": 0.1,
+                "discount": 0.99,
+                "trace": 0.95,
+                "entropy": 3e-4,
+                "return_decay": 0.99,
+                "bins": 255,
+                "slow_rate": 0.02,
+            },
+            "joint": {  # Eq. 8 scales; each loss's modules are the table in agent/joint.py
+                "wm": 1.0,
+                "mllm": 1.0,
+                "jbo": 1.0,
+                "dynamics_kl": 0.1,  # [D] Eq. 9
+                "anchor": 1.0,  # [D] keeps the adapted embedding near the frozen one
+                "target_ema": 0.02,  # [D] rate of the slow task imagination that draws the reference
+                "world_model_in_stage2": True,  # [D]
+            },
+            "optim": {
+                "model_lr": 1e-4,
+                "behavior_lr": 1e-4,
+                "clip": 1000.0,
+                "behavior_clip": 100.0,
+                "eps": 1e-8,
+                "decay": 1e-6,
+            },
+            "train": {
+                "stage1_steps": 100_000,
+                "stage2_steps": 50_000,
+                "batch": 64,
+                "length": 32,
+                "log_every": 100,
+                "checkpoint_every": 2000,
+                "keep": 3,
+                "video_every": 10_000,
+            },
+            "eval": {"episodes": 10},
+            "compute": {"dtype": "float32", "fsdp": 1},
+        },
+    ).lock()
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "cpu": {
+        "data.random_episodes": 36,
+        "data.capacity": 200_000,
+        "mllm.aligner_units": 128,
+        "mllm.adapter_units": 64,
+        "world_model.deter": 192,
+        "world_model.hidden": 160,
+        "world_model.stoch": 24,
+        "world_model.classes": 12,
+        "world_model.vision": "patch",
+        "world_model.depth": 32,
+        "fusion.layers": 2,
+        "fusion.width": 128,
+        "fusion.layer_scale": 0.1,
+        "behavior.layers": 2,
+        "behavior.units": 128,
+        "optim.model_lr": 6e-4,
+        "optim.behavior_lr": 3e-4,
+        "optim.clip": 100.0,
+        "optim.behavior_clip": 10.0,
+        "train.stage1_steps": 800,
+        "train.stage2_steps": 500,
+        "train.batch": 16,
+        "train.length": 16,
+        "train.log_every": 20,
+        "train.checkpoint_every": 200,
+        "train.video_every": 400,
+        "eval.episodes": 4,
+    },
+    "debug": {
+        "env.num_envs": 2,
+        "data.random_episodes": 2,
+        "data.capacity": 20_000,
+        "mllm.aligner_units": 16,
+        "mllm.adapter_units": 8,
+        "world_model.deter": 32,
+        "world_model.hidden": 32,
+        "world_model.stoch": 4,
+        "world_model.classes": 4,
+        "world_model.vision": "patch",
+        "world_model.depth": 8,
+        "fusion.layers": 2,
+        "fusion.width": 32,
+        "fusion.layer_scale": 0.1,
+        "behavior.layers": 1,
+        "behavior.units": 32,
+        "behavior.bins": 41,
+        "optim.model_lr": 1e-3,
+        "optim.behavior_lr": 1e-3,
+        "train.stage1_steps": 20,
+        "train.stage2_steps": 10,
+        "train.batch": 4,
+        "train.length": 16,
+        "train.log_every": 5,
+        "train.checkpoint_every": 10,
+        "train.video_every": 0,
+        "eval.episodes": 1,
+    },
+}
+
+BODY_TASKS: dict[str, tuple[str, ...]] = {
+    "walker": ("walker_stand", "walker_walk", "walker_run"),
+    "cheetah": ("cheetah_run",),
+    "quadruped": ("quadruped_stand", "quadruped_walk", "quadruped_run"),
+}
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_tamf": {"fusion.kind": "concat"},
+    "no_mllm_loss": {"joint.mllm": 0.0},
+    "no_jbo": {"joint.jbo": 0.0},
+    "no_adapter": {"mllm.adapter": "none"},
+    "cosine": {"reward.similarity": "cosine"},
+    "neg_kl": {"reward.similarity": "neg_kl"},
+    "hold": {"imagination.semantics": "hold"},
+    "action_prior": {"task_imagination.action": True},
+    "history": {"world_model.posterior": "history", "world_model.decoder": "feat"},
+    "frozen_world_model": {"joint.world_model_in_stage2": False},
+    "genrl": {"fusion.kind": "none", "mllm.adapter": "none", "joint.mllm": 0.0, "joint.jbo": 0.0, "joint.dynamics_kl": 0.0},
+}
+
+
+def make_config(body: str = "walker", arg: str = "paper") -> ConfigDict:
+    """Build the locked config of a body with presets and ablations applied from left to right.
+
+    Args:
+        body: a key of ``BODY_TASKS``.
+        arg: comma-separated names out of ``PRESETS`` and ``ABLATIONS``, for example ``"cpu,no_tamf"``.
+
+    Raises:
+        ValueError: for an unknown body or name, with its nearest match.
+    """
+    if body not in BODY_TASKS:
+        raise errors.unknown("body", body, BODY_TASKS)
+    config = defaults()
+    config.body, config.tasks = body, BODY_TASKS[body]
+    for name in filter(None, (arg or "").split(",")):
+        if name not in PRESETS | ABLATIONS:
+            raise errors.unknown("preset or ablation", name, PRESETS | ABLATIONS)
+        config.update_from_flattened_dict((PRESETS | ABLATIONS)[name])
+    return config
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """Check values that a type cannot: choices, window and segment arithmetic; return the config.
+
+    Raises:
+        ValueError: naming the field, the value given and the values allowed.
+    """
+    flat = flatten(config)
+    for field, allowed in CHOICES.items():
+        if flat[field] not in allowed:
+            raise errors.unknown(f"value of config.{field}", flat[field], allowed)
+    if config.body not in BODY_TASKS:
+        raise errors.unknown("value of config.body", config.body, BODY_TASKS)
+    for task in config.tasks:
+        if task not in BODY_TASKS[config.body]:
+            raise errors.unknown(f"task of body {config.body}", task, BODY_TASKS[config.body])
+    if not config.tasks and not config.prompts:
+        raise ValueError("config.tasks and config.prompts are both empty: nothing to learn")
+    for prompt in config.prompts:
+        if not prompt.strip():
+            raise ValueError("config.prompts holds an empty sentence")
+    _check_lengths(config)
+    return config
+
+
+def _check_lengths(config: ConfigDict) -> None:
+    segment, length, window = config.task_imagination.segment, config.train.length, config.reward.window
+    if length % segment:
+        raise ValueError(f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}")
+    if not 1 <= window <= config.imagination.horizon:
+        raise ValueError(
+            f"config.reward.window={window} is outside 1..{config.imagination.horizon} (config.imagination.horizon)"
+        )
+    for field in ("train.batch", "train.length", "env.num_envs", "imagination.horizon", "train.log_every"):
+        if flatten(config)[field] < 1:
+            raise ValueError(f"config.{field}={flatten(config)[field]} must be at least 1")
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Return the config as one flat dict ``{"world_model.deter": 1024, ...}``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def save(config: ConfigDict, path: Path) -> None:
+    """Write the resolved config as flat JSON."""
+    path.write_text(json.dumps(flatten(config), indent=1, sort_keys=True) + "\n")
+
+
+def read(path: Path) -> ConfigDict:
+    """Read a config written by :func:`save`; unknown or missing fields are errors.
+
+    Raises:
+        ValueError: if the file holds a field this version does not know, or lacks one.
+    """
+    stored = json.loads(path.read_text())
+    config = defaults()
+    known = flatten(config)
+    for key in stored:
+        if key not in known:
+            raise errors.unknown(f"config field in {path}", key, known)
+    if missing := sorted(known.keys() - stored.keys()):
+        raise ValueError(f"{path} lacks the config fields {', '.join(missing)}")
+    config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+    return validate(config)
