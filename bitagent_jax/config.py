@@ -1,8 +1,8 @@
 """The one table of settings: every field, its default (the paper's size) and the smaller presets.
 
 Marks in the comments: [P] stated by the paper, [G] inherited from GenRL, [D] a decision where the paper is
-silent; each [D] is a field so that it can be ablated.  ``experiments/configs`` compose these functions into files
-for ``--config=FILE:ARG``; a run's resolved config is stored in its folder and is all that loading needs.
+silent; each [D] is a field so that it can be ablated.  ``experiments/configs`` compose these functions into
+files for ``--config=FILE:ARG``; a run's resolved config lies in its folder and is all that loading needs.
 """
 
 import json
@@ -12,6 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bitagent_jax import errors
+
+CLIP = 8  # frames of a clip, N in the paper
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "env.look": ("auto", "stock", "fast"),
@@ -34,7 +36,13 @@ def defaults() -> ConfigDict:
             "body": "walker",
             "tasks": ("walker_stand", "walker_walk", "walker_run"),
             "prompts": (),  # sentences to learn instead of the tasks' own prompts; () = theirs
-            "env": {"action_repeat": 2, "size": 64, "look": "auto", "num_envs": 4, "workers": 0},  # workers 0: cores
+            "env": {
+                "action_repeat": 2,
+                "size": 64,
+                "look": "auto",
+                "num_envs": 4,
+                "workers": 0,  # 0 = one per core
+            },
             "data": {
                 "folder": "",  # "" = RUN/episodes
                 "random_episodes": 200,  # collected with the random policy when the folder holds fewer
@@ -68,7 +76,7 @@ def defaults() -> ConfigDict:
                 "layers": 4,  # [D]
                 "width": 1024,  # [D]
                 "layer_scale": 0.01,  # [D]
-                "semantic_dropout": 0.5,  # [D] rate at which training hides e_v, so that f_dec must predict it
+                "semantic_dropout": 0.5,  # [D] rate of hiding e_v, so that f_dec must predict it
             },
             "task_imagination": {
                 "action": False,  # [D] condition the task prior on the action too
@@ -191,7 +199,7 @@ BODY_TASKS: dict[str, tuple[str, ...]] = {
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no_tamf": {"fusion.kind": "concat"},
-    "no_mllm_loss": {"joint.mllm": 0.0},
+    "no_mllm_loss": {"joint.mllm": 0.0, "imagination.semantics": "hold"},  # f_dec stays untrained
     "no_jbo": {"joint.jbo": 0.0},
     "no_adapter": {"mllm.adapter": "none"},
     "cosine": {"reward.similarity": "cosine"},
@@ -200,7 +208,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "action_prior": {"task_imagination.action": True},
     "history": {"world_model.posterior": "history", "world_model.decoder": "feat"},
     "frozen_world_model": {"joint.world_model_in_stage2": False},
-    "genrl": {"fusion.kind": "none", "mllm.adapter": "none", "joint.mllm": 0.0, "joint.jbo": 0.0, "joint.dynamics_kl": 0.0},
+    "genrl": {
+        "fusion.kind": "none",
+        "mllm.adapter": "none",
+        "joint.mllm": 0.0,
+        "joint.jbo": 0.0,
+        "joint.dynamics_kl": 0.0,
+    },
 }
 
 
@@ -250,13 +264,16 @@ def validate(config: ConfigDict) -> ConfigDict:
 
 
 def _check_lengths(config: ConfigDict) -> None:
-    segment, length, window = config.task_imagination.segment, config.train.length, config.reward.window
+    segment, length = config.task_imagination.segment, config.train.length
+    window, steps = config.reward.window, config.imagination.horizon
+    if segment % CLIP or segment < CLIP:
+        raise ValueError(f"config.task_imagination.segment={segment} is no multiple of {CLIP} (frames a clip)")
     if length % segment:
-        raise ValueError(f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}")
-    if not 1 <= window <= config.imagination.horizon:
         raise ValueError(
-            f"config.reward.window={window} is outside 1..{config.imagination.horizon} (config.imagination.horizon)"
+            f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}"
         )
+    if not 1 <= window <= steps:
+        raise ValueError(f"config.reward.window={window} is outside 1..{steps} (config.imagination.horizon)")
     for field in ("train.batch", "train.length", "env.num_envs", "imagination.horizon", "train.log_every"):
         if flatten(config)[field] < 1:
             raise ValueError(f"config.{field}={flatten(config)[field]} must be at least 1")

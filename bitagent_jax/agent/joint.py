@@ -1,0 +1,257 @@
+"""MLLM-WM joint optimisation: every loss, the table of which modules each may update, and the train step.
+
+    L_total = l_WM L_WM + l_MLLM L_MLLM + l_JBO L_JBO   (Eq. 8)
+
+``L_JBO`` is differentiable through the imagined rollout, the fusion and the adapter: the backward path.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from bitagent_jax.agent import behavior, rewards, task_imagination
+from bitagent_jax.agent.semantics import add_noise
+from bitagent_jax.agent.state import TrainState, optimizer
+from bitagent_jax.agent.world_model import feature
+
+
+class Row(NamedTuple):
+    """One row of the loss table: the scale of a loss and the modules that it may update."""
+
+    scale: float
+    modules: tuple[str, ...]
+
+
+def loss_table(config: ConfigDict, stage: int) -> dict[str, Row]:
+    """Return the losses of stage 1 (model) or 2 (behaviour and joint optimisation); rows at scale 0 are left out."""
+    joint = config.joint
+    adapter = ("adapter",) if config.mllm.adapter != "none" else ()
+    rows = {}
+    if stage == 1 or joint.world_model_in_stage2:
+        rows |= {
+            "reconstruction": Row(joint.wm, ("world_model",)),
+            "kl": Row(joint.wm, ("world_model",)),
+            "semantic": Row(joint.mllm, ("fusion", "semantic", *adapter)),
+            "text": Row(joint.mllm or 1.0, ("aligner", *(adapter if joint.mllm else ()))),
+            "anchor": Row(joint.anchor, adapter),
+            "task_kl": Row(config.task_imagination.kl_scale, ("task_imagination",)),
+            "dynamics_kl": Row(joint.dynamics_kl, ("task_imagination",)),
+        }
+    if stage == 2:
+        rows |= {
+            "jbo": Row(joint.jbo, ("fusion", *adapter)),
+            "actor": Row(1.0, ("actor",)),
+            "critic": Row(1.0, ("critic",)),
+        }
+    return {name: row for name, row in rows.items() if row.scale and row.modules}
+
+
+def routed_gradients(losses: Callable, params: dict, table: dict[str, Row]) -> tuple[dict, dict, dict]:
+    """Differentiate each loss with respect to the modules of its row, and nothing else.
+
+    Losses that share their modules share one backward pass; the forward pass runs once.
+
+    Args:
+        losses: ``params -> (dict of loss arrays, aux)``.
+        params: module name -> parameters.
+        table: loss name -> row; losses that are not in the table are ignored.
+
+    Returns:
+        gradients (module name -> tree, only of modules in the table), the mean of each loss, and aux.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, row in table.items():
+        groups.setdefault(row.modules, []).append(name)
+
+    def totals(params):
+        values, aux = losses(params)
+        means = {name: jnp.mean(values[name]) for name in values}
+        return [sum(table[n].scale * means[n] for n in names) for names in groups.values()], (means, aux)
+
+    values, pullback, (means, aux) = jax.vjp(totals, params, has_aux=True)
+    gradients: dict = {}
+    for i, modules in enumerate(groups):
+        (pulled,) = pullback([jnp.ones_like(v) if i == j else jnp.zeros_like(v) for j, v in enumerate(values)])
+        for module in modules:
+            known = gradients.get(module)
+            gradients[module] = pulled[module] if known is None else jax.tree.map(jnp.add, known, pulled[module])
+    return gradients, means, aux
+
+
+def masked(loss: jax.Array, mask: jax.Array) -> jax.Array:
+    """Zero the rows outside the mask and rescale, so that the mean is over the rows inside: ``[B, T]``."""
+    return jnp.where(mask, loss, 0.0) / jnp.maximum(jnp.mean(mask), 1e-3)
+
+
+def model_losses(agent, observed: dict, batch: dict, task: jax.Array, config: ConfigDict, key) -> tuple[dict, dict]:
+    """Return the stage-1 losses, each ``[B, T]``, and metrics.
+
+    Args:
+        agent: the modules.
+        observed: what ``WorldModel.observe`` returned for the batch.
+        batch: ``image``, ``action``, ``embedding [B, T, D]``, ``has_embedding [B, T]``, ``text [B, D]`` (of the
+            episode's label), ``has_text [B]``.
+        task: ``tau [B, D]`` of each sequence.
+    """
+    hide_key, noise_key, match_key = jax.random.split(key, 3)
+    frozen, has = batch["embedding"], batch["has_embedding"]
+    losses = agent.world_model.loss(observed, batch["image"])
+    state = jax.lax.stop_gradient(feature(observed))
+    embedding = agent.adapt(frozen)
+
+    shown = has & ~jax.random.bernoulli(hide_key, config.fusion.semantic_dropout, has.shape)
+    decoded = agent.semantic(agent.fusion(embedding, shown, state, task[:, None]))
+    losses["semantic"] = masked(squared(embedding - decoded), has)
+
+    noised = add_noise(noise_key, jax.lax.stop_gradient(embedding), config.mllm.aligner_noise)
+    text = jnp.where(batch["has_text"][:, None, None], batch["text"][:, None], noised)
+    losses["text"] = masked(squared(embedding - agent.aligner(text)), has)
+    cosine = jnp.sum(embedding * frozen, -1)
+    losses["anchor"] = masked(1.0 - cosine, has)
+
+    matching = task_imagination.matching_losses(
+        agent.task_imagination, observed, batch["action"], jax.lax.stop_gradient(embedding), has,
+        config.task_imagination.segment, match_key,
+    )  # fmt: skip
+    losses |= {name: masked(matching[name], matching["valid"]) for name in ("task_kl", "dynamics_kl")}
+    return losses, {"adapter/cosine_to_frozen": 1.0 - jnp.mean(losses["anchor"])}
+
+
+def squared(x: jax.Array) -> jax.Array:
+    """Return the squared length of vectors ``[..., D]``."""
+    return jnp.sum(jnp.square(x), -1)
+
+
+def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, key) -> tuple[dict, dict, dict]:
+    """Return the stage-2 losses, each ``[N, H]`` over ``N = B*T`` imagined rollouts, metrics, and new norms.
+
+    Args:
+        agent: the modules.
+        slow: the modules with the slow critic, task imagination and aligner, never differentiated.
+        observed: filtered states of the batch, where the rollouts start.
+        prompts: ``[K, D]`` text embeddings of the task set.
+        ids: int ``[B]``, each sequence's task.
+        norms: moving percentiles of the returns.
+    """
+    settings, horizon = config.behavior, config.imagination.horizon
+    length = batch["image"].shape[1]
+    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+    start = {k: jax.lax.stop_gradient(flat(observed[k])) for k in ("deter", "stoch")}
+    ids = jnp.repeat(ids, length)
+    path = behavior.rollout(
+        agent, start, flat(agent.adapt(batch["embedding"])), flat(batch["has_embedding"]), prompts[ids],
+        horizon, config.imagination.semantics, key,
+    )  # fmt: skip
+    reward, offset = task_reward(agent, slow, path, prompts, ids, config)
+    value = slow.critic(path["fused"])
+    returns = behavior.lambda_returns(reward, value[:, 1:], settings.discount, settings.trace)
+    norms, scale = update_norms(norms, jax.lax.stop_gradient(returns), settings.return_decay)
+    stop = jax.lax.stop_gradient
+    losses = {
+        "actor": behavior.actor_loss(returns, path["std"], scale, settings.discount, settings.entropy),
+        "critic": agent.critic.loss(stop(path["fused"][:, :-1]), stop(returns)),
+        "jbo": -(settings.discount ** jnp.arange(horizon)) * reward,
+    }
+    metrics = {
+        "imagined/reward": jnp.mean(reward),
+        "imagined/offset": jnp.mean(offset.astype(jnp.float32)),
+        "imagined/value": jnp.mean(value),
+        "actor/std": jnp.mean(path["std"]),
+        "actor/return_scale": scale,
+    }
+    for k in range(prompts.shape[0]):
+        mine = (ids == k)[:, None]
+        metrics[f"imagined/reward_{k}"] = jnp.sum(jnp.where(mine, reward, 0)) / jnp.maximum(jnp.sum(mine) * horizon, 1)
+    return losses, metrics, norms
+
+
+def task_reward(agent, slow, path: dict, prompts, ids, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
+    """Score imagined rollouts against the slow task imagination: rewards ``[N, H]`` and offsets ``[N]``.
+
+    The decoder's linear layer that the cosine forms act on is held fixed: it measures, it does not learn from this.
+    """
+    stop = jax.lax.stop_gradient
+    if config.task_imagination.action:
+        target = slow.target(prompts[ids], stop(path["action"]))
+    else:
+        steps = jnp.zeros((prompts.shape[0], *path["action"].shape[1:]))
+        target = slow.target(prompts, steps)[ids]
+    measure = slow.world_model.latent_features
+    sides = [
+        {"log_probs": side, "features": measure(jnp.exp(side))} if config.reward.similarity != "neg_kl"
+        else {"log_probs": side}
+        for side in (path["prior"], stop(target))
+    ]  # fmt: skip
+    matrix = rewards.similarity(config.reward.similarity, *sides)
+    return rewards.align(matrix, config.reward.window)
+
+
+def update_norms(norms: dict, returns: jax.Array, decay: float) -> tuple[dict, jax.Array]:
+    """Track the 5th and 95th percentiles of returns; their distance, at least 1, scales the actor's objective."""
+    low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
+    norms = {
+        "low": decay * norms["low"] + (1 - decay) * low,
+        "high": decay * norms["high"] + (1 - decay) * high,
+    }
+    return norms, jnp.maximum(1.0, norms["high"] - norms["low"])
+
+
+def assign_tasks(key: jax.Array, sequences: int, tasks: int) -> jax.Array:
+    """Give each sequence a task, ``int [sequences]``, at random but with equal shares (to within one)."""
+    shuffle_key, offset_key = jax.random.split(key)
+    offset = jax.random.randint(offset_key, (), 0, tasks)
+    return jax.random.permutation(shuffle_key, (jnp.arange(sequences) + offset) % tasks)
+
+
+def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array, stage: int) -> Callable:
+    """Build the pure ``train_step(state, batch) -> (state, metrics)`` of a stage; jit it with the state donated.
+
+    Args:
+        graph: the agent's graph from :func:`bitagent_jax.agent.state.build`.
+        config: the run's config.
+        prompts: ``[K, D]`` text embeddings of the task set, unit norm.
+        stage: 1 for world model, fusion and connectors; 2 for behaviour and joint optimisation.
+    """
+    table = loss_table(config, stage)
+    prompts = jnp.asarray(prompts)
+    with_model = "reconstruction" in table or "task_kl" in table
+
+    def losses(params, state, batch):
+        agent = nnx.merge(graph, params)
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
+        ids = assign_tasks(keys[0], batch["image"].shape[0], prompts.shape[0])
+        observed = agent.world_model.observe(batch["image"], batch["action"], batch["is_first"], keys[1])
+        values, metrics, norms = {}, {}, state.norms
+        if with_model:
+            values, metrics = model_losses(agent, observed, batch, prompts[ids], config, keys[2])
+        if stage == 2:
+            slow = nnx.merge(graph, jax.lax.stop_gradient(state.params | state.slow))
+            more, imagined, norms = behavior_losses(
+                agent, slow, observed, batch, prompts, ids, config, state.norms, keys[3]
+            )
+            values, metrics = values | more, metrics | imagined
+        return values, (metrics, norms)
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, means, (metrics, norms) = routed_gradients(lambda p: losses(p, state, batch), state.params, table)
+        params, opt = dict(state.params), dict(state.opt)
+        for module, grad in grads.items():
+            update, opt[module] = optimizer(config, module).update(grad, opt[module], params[module])
+            params[module] = optax.apply_updates(params[module], update)
+            metrics[f"grad_norm/{module}"] = optax.global_norm(grad)
+        target_rate = config.joint.target_ema if stage == 2 else 1.0
+        slow = {
+            name: optax.incremental_update(
+                params[name], value, config.behavior.slow_rate if name == "critic" else target_rate
+            )
+            for name, value in state.slow.items()
+        }
+        metrics |= {f"loss/{name}": value for name, value in means.items()}
+        return TrainState(state.step + 1, state.key, params, slow, opt, norms), metrics
+
+    return train_step

@@ -1,0 +1,74 @@
+"""All that is trained, saved, resumed or sharded: one pytree."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from bitagent_jax.agent.model import BiTAgent
+
+BEHAVIOR = ("actor", "critic")
+SLOW = ("critic", "task_imagination", "aligner")
+
+
+class TrainState(NamedTuple):
+    """The training state; ``train_step`` maps it to the next one.
+
+    Attributes:
+        step: int32 scalar, updates done; randomness is ``fold_in(key, step)``, so a resumed run repeats itself.
+        key: the run's random key.
+        params: module name -> parameters.
+        slow: module name -> moving average of the parameters (critic, task imagination, aligner).
+        opt: module name -> optimiser state.
+        norms: moving 5th and 95th percentiles of the returns.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: dict[str, Any]
+    slow: dict[str, Any]
+    opt: dict[str, Any]
+    norms: dict[str, jax.Array]
+
+
+def build(config: ConfigDict, embed: int, actions: int) -> tuple[nnx.GraphDef, Callable[[jax.Array], dict]]:
+    """Return the agent's graph (``nnx.merge(graph, params)`` gives the modules) and ``init(key) -> params``."""
+
+    def create(key):
+        return BiTAgent(config, embed, actions, rngs=nnx.Rngs(key))
+
+    graph, _ = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
+
+    def init(key):
+        return nnx.to_pure_dict(nnx.split(create(key))[1])
+
+    return graph, init
+
+
+def optimizer(config: ConfigDict, module: str) -> optax.GradientTransformation:
+    """Return the optimiser of one module: global-norm clip, Adam, decoupled decay."""
+    optim = config.optim
+    rate, clip = (
+        (optim.behavior_lr, optim.behavior_clip) if module in BEHAVIOR else (optim.model_lr, optim.clip)
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(clip), optax.adamw(rate, eps=optim.eps, weight_decay=optim.decay)
+    )
+
+
+def init_state(config: ConfigDict, init: Callable[[jax.Array], dict]) -> TrainState:
+    """Build the initial state; run it under ``jax.jit(..., out_shardings=...)`` or ``jax.eval_shape``."""
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    params = init(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        params=params,
+        slow={name: jax.tree.map(jnp.copy, params[name]) for name in SLOW},
+        opt={name: optimizer(config, name).init(value) for name, value in params.items()},
+        norms={"low": jnp.zeros(()), "high": jnp.zeros(())},
+    )

@@ -1,0 +1,51 @@
+"""Layers shared by every network: multilayer perceptrons and a layer-normalised GRU."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class MLP(nnx.Module):
+    """Hidden layers of Linear, LayerNorm and SiLU, then an optional plain linear output."""
+
+    def __init__(self, inputs: int, units: int, layers: int, outputs: int | None = None, *,
+                 zero_output: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+        self.layers = layers
+        for i in range(layers):
+            setattr(self, f"linear{i}", nnx.Linear(inputs if i == 0 else units, units, dtype=dtype, rngs=rngs))
+            setattr(self, f"norm{i}", nnx.LayerNorm(units, dtype=dtype, rngs=rngs))
+        self.projects = outputs is not None
+        if self.projects:
+            init = nnx.initializers.zeros if zero_output else nnx.initializers.lecun_normal()
+            width = units if layers else inputs
+            self.out = nnx.Linear(width, outputs, kernel_init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``[..., inputs]`` to ``[..., outputs]`` (``[..., units]`` without an output layer)."""
+        for i in range(self.layers):
+            x = nnx.silu(getattr(self, f"norm{i}")(getattr(self, f"linear{i}")(x)))
+        return self.out(x) if self.projects else x
+
+
+class GRU(nnx.Module):
+    """Gated recurrent cell with LayerNorm over the three gates; the input's share is computed apart.
+
+    ``inputs`` runs on a whole ``[B, T]`` batch at once, so that a scan holds only the recurrent product.
+    """
+
+    def __init__(self, inputs: int, deter: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.from_input = nnx.Linear(inputs, 3 * deter, dtype=dtype, rngs=rngs)
+        self.from_state = nnx.Linear(deter, 3 * deter, use_bias=False, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(3 * deter, dtype=jnp.float32, rngs=rngs)
+
+    def inputs(self, x: jax.Array) -> jax.Array:
+        """Return the input's share of the gates: ``[..., inputs] -> [..., 3 * deter]``."""
+        return self.from_input(x)
+
+    def __call__(self, gates: jax.Array, deter: jax.Array) -> jax.Array:
+        """Advance ``deter [..., deter]`` by one step; the state stays float32."""
+        total = self.norm((gates + self.from_state(deter)).astype(jnp.float32))
+        reset, candidate, update = jnp.split(total, 3, axis=-1)
+        candidate = jnp.tanh(nnx.sigmoid(reset) * candidate)
+        update = nnx.sigmoid(update - 1.0)  # starts near "remember"
+        return update * candidate + (1.0 - update) * deter
