@@ -1,0 +1,180 @@
+"""dm_control bodies as gymnasium environments that show one square picture a step."""
+
+import logging
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from bitagent_jax.envs import rendering
+from bitagent_jax.envs.tasks import BODIES, CONTROL_STEPS, Task, get_task
+
+_LOG = logging.getLogger(__name__)
+
+
+def make_env(
+    task: str,
+    *,
+    seed: int = 0,
+    slot: int = 0,
+    size: int = 64,
+    action_repeat: int = 2,
+    look: str = "auto",
+    render: bool = True,
+) -> "DmcEnv":
+    """Make the environment of a task.
+
+    Args:
+        task: a name in ``tasks.TASKS``.
+        seed: with ``slot`` and the number of the episode, fixes every initial state.
+        slot: tells apart environments of the same seed (a pool's i-th environment has slot i).
+        size: side of the picture in pixels.
+        action_repeat: control steps per agent step, whose rewards are summed; must divide 1000.
+        look: ``stock``, ``fast``, or ``auto`` (fast on software OpenGL).
+        render: when false OpenGL is never touched and observations are zeros of shape [0, 0, 3].
+
+    Returns:
+        A gymnasium environment: observation uint8 [size, size, 3]; action float32 [A] in [-1, 1], clipped, then
+        scaled to the limits of each actuator; reward in [0, action_repeat]; truncated after
+        ``1000 / action_repeat`` agent steps.
+
+    Raises:
+        ValueError: unknown task or look, or an impossible size or action repeat.
+        RuntimeError: ``render`` is true and there is no OpenGL.
+    """
+    check_settings([task], seed=seed, size=size, action_repeat=action_repeat, look=look)
+    if render:
+        look = rendering.resolve_look(look, rendering.configure_gl())
+    else:
+        rendering.import_without_gl()
+    return DmcEnv(get_task(task), (seed, slot), size if render else 0, action_repeat, look)
+
+
+def check_settings(tasks, *, seed: int, size: int, action_repeat: int, look: str) -> None:
+    """Raise a ValueError that names the first impossible setting of an environment."""
+    for task in tasks:
+        get_task(task)
+    rendering.check_look(look)
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    if action_repeat < 1 or CONTROL_STEPS % action_repeat:
+        raise ValueError(f"action_repeat must divide the {CONTROL_STEPS} control steps, got {action_repeat}")
+
+
+class DmcEnv(gymnasium.Env):
+    """One dm_control task; made by ``make_env``."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    render_mode = "rgb_array"
+
+    def __init__(self, task: Task, seed: tuple[int, int], size: int, action_repeat: int, look: str):
+        self.task = task
+        self.episode_steps = CONTROL_STEPS // action_repeat
+        self._repeat, self._look = action_repeat, look
+        self._seed, self._slot = seed
+        self._episode, self._steps = 0, None
+        self._views: dict[int, rendering.SideView] = {}
+        self._env = _build(task)
+        camera = BODIES[task.body].camera
+        self._camera = rendering.Camera(self.physics, size, camera, look) if size else None
+        limits = self._env.action_spec()
+        self._centre, self._reach = (limits.maximum + limits.minimum) / 2, (limits.maximum - limits.minimum) / 2
+        self.action_space = gymnasium.spaces.Box(-1, 1, limits.shape, np.float32)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+
+    @property
+    def physics(self):
+        """The dm_control physics being simulated."""
+        return self._env.physics
+
+    def state(self) -> np.ndarray:
+        """Return the physics state as one float64 vector: positions, velocities, activations."""
+        return self.physics.get_state()
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """Start the next episode, or the first one of another seed; returns (image, {})."""
+        if seed is not None:
+            self._seed, self._episode = seed, 0
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(self._slot, self._episode))
+        self._env.task.random.seed(sequence.generate_state(8))
+        self._env.reset()
+        self._episode, self._steps = self._episode + 1, 0
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Apply a float32 [A] action for ``action_repeat`` control steps.
+
+        Returns:
+            (image, summed reward, terminated, truncated, {}). ``terminated`` only if the simulation diverged.
+
+        Raises:
+            ValueError: wrong shape, or values that are not finite.
+            RuntimeError: the episode is over, or none was begun.
+        """
+        if self._steps is None or self._steps >= self.episode_steps:
+            raise RuntimeError("call reset() first: there is no episode to step")
+        reward, diverged = self._advance(self._checked(action))
+        self._steps = self.episode_steps if diverged else self._steps + 1
+        over = self._steps >= self.episode_steps
+        return self._observe(), reward, diverged, over and not diverged, {}
+
+    def render(self, size: int = 256) -> np.ndarray:
+        """Draw the present state at another size, for videos; uint8 [size, size, 3]."""
+        if self._camera is None:
+            raise RuntimeError("this environment was made with render=False: it has no picture to show")
+        if size not in self._views:
+            camera = BODIES[self.task.body].camera
+            self._views[size] = rendering.SideView(self.physics, size, camera, self._look)
+        return self._views[size].render()
+
+    def close(self) -> None:
+        """Free the simulation and its OpenGL contexts."""
+        for view in self._views.values():
+            view.close()
+        self._views.clear()
+        self._env.close()
+
+    def _advance(self, action: np.ndarray) -> tuple[float, bool]:
+        from dm_control.rl.control import PhysicsError
+
+        control, reward = self._centre + self._reach * action, 0.0
+        for _ in range(self._repeat):
+            try:
+                reward += self._env.step(control).reward
+            except PhysicsError as error:
+                _LOG.warning("%s ended early: the simulation diverged (%s)", self.task.name, error)
+                return reward, True
+        return float(reward), False
+
+    def _checked(self, action: np.ndarray) -> np.ndarray:
+        action = np.asarray(action, np.float32)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            wanted = self.action_space.shape
+            raise ValueError(f"expected a finite action of shape {wanted}, got shape {action.shape}: {action}")
+        return np.clip(action, -1, 1)
+
+    def _observe(self) -> np.ndarray:
+        return self._camera.render() if self._camera else np.zeros((0, 0, 3), np.uint8)
+
+
+def _build(task: Task):
+    """Make dm_control's environment without a time limit: the steps are counted here."""
+    from dm_control import suite
+
+    from bitagent_jax.envs import quadruped
+
+    if task.body == "quadruped":
+        return quadruped.build(task.goal)
+    absl = logging.getLogger("absl")
+    absl.addFilter(_not_about_total_mass)
+    try:
+        return suite.load(task.body, task.goal, task_kwargs={"random": 0, "time_limit": float("inf")})
+    finally:
+        absl.removeFilter(_not_about_total_mass)
+
+
+def _not_about_total_mass(record: logging.LogRecord) -> bool:
+    """Drop MuJoCo's notice that the cheetah's model uses an attribute of an older release."""
+    return "settotalmass" not in record.getMessage()

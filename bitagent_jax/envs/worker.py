@@ -1,0 +1,67 @@
+"""A pool's worker process: steps a few environments when told to, and never imports JAX.
+
+Started by ``pool.EnvPool`` as ``python -m bitagent_jax.envs.worker``. The first line of stdin is its
+configuration in JSON; then each command is one letter (``s``tep, ``r``eset) and a signed 64-bit seed (-1: none).
+Each answer is one letter, ``k`` for done. On an error the answer is ``e`` and a traceback. Stdin's end is its own:
+the worker leaves, without a word, when the pool closes or dies.
+"""
+
+import json
+import os
+import signal
+import struct
+import sys
+import traceback
+from typing import BinaryIO
+
+from bitagent_jax.envs.shared import SharedArrays, step_spec
+
+COMMAND = struct.Struct("<cq")
+NO_SEED = -1
+
+
+def main() -> None:
+    """Serve the pool on stdin and stdout until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        _serve(sys.stdin.buffer, answers)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception:
+        answers.write(b"e" + traceback.format_exc().encode())
+        sys.exit(1)
+
+
+def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
+    from bitagent_jax.envs.dmc import make_env
+
+    config = json.loads(commands.readline())
+    envs = {slot: make_env(task, slot=slot, **config["env"]) for slot, task in config["slots"]}
+    arrays = SharedArrays(step_spec(*config["shape"]), config["fd"])
+    answers.write(b"k")
+    while command := commands.read(COMMAND.size):
+        letter, seed = COMMAND.unpack(command)
+        for slot, env in envs.items():
+            if letter == b"r" or arrays["is_last"][slot]:
+                _reset(slot, env, arrays, None if seed == NO_SEED else seed)
+            else:
+                _step(slot, env, arrays)
+        answers.write(b"k")
+
+
+def _reset(slot: int, env, arrays: SharedArrays, seed: int | None) -> None:
+    arrays["image"][slot], _ = env.reset(seed=seed)
+    arrays["action"][slot], arrays["reward"][slot] = 0, 0
+    arrays["is_first"][slot], arrays["is_last"][slot] = True, False
+
+
+def _step(slot: int, env, arrays: SharedArrays) -> None:
+    image, reward, terminated, truncated, _ = env.step(arrays["action"][slot])
+    arrays["image"][slot], arrays["reward"][slot] = image, reward
+    arrays["is_first"][slot], arrays["is_last"][slot] = False, terminated or truncated
+
+
+if __name__ == "__main__":
+    main()
