@@ -47,13 +47,15 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: str | Path, config: ConfigDict) -> Self:
+    def open(cls, path: str | Path, config: ConfigDict, primary: bool = True) -> Self:
         """Create the folder, or resume it, for training: exclusive until closed or until the process dies.
 
         Args:
             path: the run folder; new, empty or made by an earlier call.
             config: the resolved config. On a resume only the fields in ``RESUMABLE`` may differ from the
                 stored ones; the stored config is then updated.
+            primary: whether this process writes; of several processes in one run only the first does, the
+                others take no lock and create nothing.
 
         Raises:
             RunError: if another process trains in the folder (its pid is named), if the folder holds
@@ -62,6 +64,8 @@ class RunFolder:
         """
         path = Path(path)
         config = config_lib.validate(config)
+        if not primary:
+            return cls(path, config)
         _check_vacant(path)
         path.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path / "lock")

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The main job on this machine: installs into .venv, checks rendering, then trains and evaluates walker
+# from the sentences for stand, walk and run (a CPU with 2 cores: about 12 minutes). Run it again to resume.
+# Usage: bash launch/quickstart.sh [options of `bitagent quickstart`]
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+make_venv
+check_opengl
+exec python -m bitagent_jax quickstart runs/quickstart "$@"
