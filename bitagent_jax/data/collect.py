@@ -1,0 +1,99 @@
+"""From a pool and a policy to episodes on disk."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bitagent_jax.data.episodes import list_episodes, write_episode
+from bitagent_jax.envs.pool import EnvPool, Timestep
+from bitagent_jax.envs.tasks import get_task
+
+Policy = Callable[[Timestep], np.ndarray]
+"""Maps the latest rows to actions, float32 [N, A]; sees ``is_first`` to begin anew."""
+
+
+class RandomPolicy:
+    """Uniformly random actions in [-1, 1], independent at each step."""
+
+    def __init__(self, action_dim: int, seed: int):
+        self._action_dim = action_dim
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, timestep: Timestep) -> np.ndarray:
+        """Return float32 [N, A] for a timestep of N rows."""
+        return self._rng.uniform(-1, 1, (len(timestep.reward), self._action_dim)).astype(np.float32)
+
+
+def collect(
+    pool: EnvPool,
+    policy: Policy,
+    *,
+    episodes: int,
+    folder: str | Path,
+    seed: int,
+    meta: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
+    start: int | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Run a policy until a number of episodes is finished, and write each as it ends.
+
+    Episodes are named ``{number}-{task}-{rows}.npz`` in the order of their ends (then of their environments), so
+    that the same call with the same ``start`` writes the same files again.
+
+    Args:
+        pool: is reset with ``seed``.
+        policy: called once a step with all rows; actions for rows that are ``is_last`` are ignored.
+        episodes: how many to write; what is unfinished then is dropped.
+        folder: where to.
+        seed: of the environments.
+        meta: added to each episode's task, body, slot, seed and versions.
+        labels: the sentence that each environment's episodes show; by default none.
+        start: the first number; by default one more than the number of the folder's last episode.
+        progress: show a bar after two seconds.
+
+    Returns:
+        The paths written, in order.
+    """
+    if labels is not None and len(labels) != pool.num_envs:
+        raise ValueError(f"expected a label for each of {pool.num_envs} environments, got {len(labels)}")
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    start = _next_number(folder) if start is None else start
+    metas = [_meta_of(pool, slot, seed, labels) | dict(meta or {}) for slot in range(pool.num_envs)]
+    rows: list[list[Timestep]] = [[] for _ in range(pool.num_envs)]
+    paths: list[Path] = []
+    with tqdm(total=episodes, desc="collecting", unit="episode", delay=2, disable=not progress) as bar:
+        timestep = pool.reset(seed=seed)
+        while True:
+            for slot in range(pool.num_envs):
+                rows[slot].append(Timestep(*(array[slot] for array in timestep)))
+                if not timestep.is_last[slot]:
+                    continue
+                name = f"{start + len(paths):06d}-{pool.tasks[slot]}-{len(rows[slot])}"
+                paths.append(write_episode(folder, _stack(rows[slot]), metas[slot], name))
+                rows[slot] = []
+                bar.update()
+                if len(paths) == episodes:
+                    return paths
+            timestep = pool.step(policy(timestep))
+
+
+def _stack(rows: list[Timestep]) -> dict[str, np.ndarray]:
+    return {key: np.stack(column) for key, column in zip(Timestep._fields, zip(*rows, strict=True), strict=True)}
+
+
+def _meta_of(pool: EnvPool, slot: int, seed: int, labels: Sequence[str] | None) -> dict[str, Any]:
+    task = get_task(pool.tasks[slot])
+    versions = {name: version(name) for name in ("dm_control", "mujoco")}
+    label = labels[slot] if labels else ""
+    return dict(task=task.name, body=task.body, slot=slot, seed=seed, label=label, versions=versions)
+
+
+def _next_number(folder: str | Path) -> int:
+    heads = [path.name.split("-")[0] for path in list_episodes(folder)]
+    return 1 + max((int(head) for head in heads if head.isdecimal()), default=-1)

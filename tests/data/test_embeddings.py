@@ -1,0 +1,102 @@
+"""The cache of embeddings beside episodes."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from bitagent_jax.data.embeddings import cache_path, embed_folder, read_embedding, write_embedding
+from bitagent_jax.data.episodes import write_episode
+
+
+class MeanEncoder:
+    """Embeds a window of 3 frames as (mean, 1), and counts its calls."""
+
+    fingerprint = "mean-3"
+
+    def __init__(self):
+        self.calls = 0
+
+    def embed_windows(self, frames):
+        self.calls += 1
+        means = frames.mean((1, 2, 3), dtype=np.float32)
+        embedding = np.stack([np.convolve(means, np.ones(3) / 3)[: len(frames)], np.ones(len(frames))], 1)
+        has = np.arange(len(frames)) >= 2
+        return np.where(has[:, None], embedding, 0).astype(np.float32), has
+
+
+@pytest.fixture
+def folder(tmp_path, make_arrays):
+    for number in range(3):
+        write_episode(tmp_path, make_arrays(6, number), {}, name=f"{number}")
+    return tmp_path
+
+
+def test_every_episode_is_embedded_once(folder):
+    encoder = MeanEncoder()
+    assert read_embedding(folder / "0.npz", "mean-3") is None
+    assert embed_folder(folder, encoder) == 3 == encoder.calls
+    assert embed_folder(folder, encoder) == 0 and encoder.calls == 3
+    embedding, has = read_embedding(folder / "0.npz", "mean-3")
+    np.testing.assert_array_equal(has, [False, False, True, True, True, True])
+    np.testing.assert_allclose(embedding, [[0, 0], [0, 0], [1, 1], [2, 1], [3, 1], [4, 1]], rtol=1e-6)
+    assert embedding.dtype == np.float32
+    assert sorted(path.name for path in folder.glob("*.emb")) == [f"{n}.mean-3.emb" for n in range(3)]
+
+
+def test_another_fingerprint_has_its_own_cache(folder):
+    encoder = MeanEncoder()
+    embed_folder(folder, encoder)
+    encoder.fingerprint = "other"
+    assert embed_folder(folder, encoder) == 3
+    assert len(list(folder.glob("*.emb"))) == 6
+    with pytest.raises(ValueError, match="a fingerprint consists of"):
+        cache_path(folder / "0.npz", "../up")
+
+
+def test_damaged_and_stale_caches_are_errors_to_readers_and_computed_again(folder, make_arrays, caplog):
+    encoder = MeanEncoder()
+    embed_folder(folder, encoder)
+    (folder / "0.mean-3.emb").write_bytes(b"half")
+    changed = make_arrays(7)
+    changed["image"] = 255 - changed["image"]
+    write_episode(folder, changed, {}, name="1")
+    with np.load(folder / "2.mean-3.emb") as file:
+        members = dict(file) | {"embedding": file["embedding"][:-1]}
+    with open(folder / "2.mean-3.emb", "wb") as file:
+        np.savez(file, **members)
+    for name, message in [("0", "damaged embeddings"), ("1", "other frames"), ("2", r"expected float32 \[6, D\]")]:
+        with pytest.raises(ValueError, match=message):
+            read_embedding(folder / f"{name}.npz", "mean-3")
+    with caplog.at_level(logging.WARNING):
+        assert embed_folder(folder, encoder) == 3
+    assert caplog.text.count("computing them again") == 3
+    assert read_embedding(folder / "1.npz", "mean-3")[0].shape == (7, 2)
+    assert embed_folder(folder, encoder) == 0
+
+
+def test_corrupt_episodes_are_skipped(folder, caplog):
+    (folder / "1.npz").write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        assert embed_folder(folder, MeanEncoder(), progress=False) == 2
+    assert "1.npz" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "embedding, has, message",
+    [
+        (np.zeros((5, 2)), np.ones(6, bool), r"expected float32 \[6, D\]"),
+        (np.zeros((6, 2)), np.ones(5, bool), "expected bool flags"),
+        (np.full((6, 2), np.nan), np.ones(6, bool), "not finite"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_not_written(folder, embedding, has, message):
+    with pytest.raises(ValueError, match=message):
+        write_embedding(folder / "0.npz", "f", embedding, has)
+    assert not list(folder.glob("*.emb"))
+
+
+def test_values_in_rows_without_an_embedding_are_never_seen(folder):
+    has = np.arange(6) >= 1
+    write_embedding(folder / "0.npz", "f", np.where(has[:, None], 1, np.nan) * np.ones((6, 2)), has)
+    np.testing.assert_array_equal(read_embedding(folder / "0.npz", "f")[0][:, 0], [0, 1, 1, 1, 1, 1])
