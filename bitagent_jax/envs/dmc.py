@@ -64,7 +64,7 @@ def check_settings(tasks, *, seed: int, size: int, action_repeat: int, look: str
 
 
 class DmcEnv(gymnasium.Env):
-    """One dm_control task; made by ``make_env``."""
+    """One dm_control task; ``make_env`` makes it after checking the settings. A size of 0 means no pictures."""
 
     metadata = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
@@ -95,6 +95,7 @@ class DmcEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start the next episode, or the first one of another seed; returns (image, {})."""
+        super().reset(seed=seed)
         if seed is not None:
             self._seed, self._episode = seed, 0
         sequence = np.random.SeedSequence(self._seed, spawn_key=(self._slot, self._episode))

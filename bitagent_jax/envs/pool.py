@@ -72,8 +72,8 @@ class EnvPool:
         self._timeout, self._begun = timeout, False
         shape = (self.num_envs, size if render else 0, body.action_dim)
         self._arrays = SharedArrays(step_spec(*shape))
-        env = dict(seed=seed, size=size, action_repeat=action_repeat, look=look, render=render)
-        config = dict(env=env, shape=shape, fd=self._arrays.fd)
+        env = dict(size=shape[1], action_repeat=action_repeat, look=look)
+        config = dict(seed=seed, env=env, shape=shape, fd=self._arrays.fd)
         self._workers: list[_Worker] = []
         self._close = weakref.finalize(self, _close_all, self._workers, self._arrays)
         for slots in np.array_split(np.arange(self.num_envs), min(workers or _cores(), self.num_envs)):

@@ -1,9 +1,9 @@
 """A pool's worker process: steps a few environments when told to, and never imports JAX.
 
-Started by ``pool.EnvPool`` as ``python -m bitagent_jax.envs.worker``. The first line of stdin is its
-configuration in JSON; then each command is one letter (``s``tep, ``r``eset) and a signed 64-bit seed (-1: none).
-Each answer is one letter, ``k`` for done. On an error the answer is ``e`` and a traceback. Stdin's end is its own:
-the worker leaves, without a word, when the pool closes or dies.
+Started by ``pool.EnvPool`` as ``python -m bitagent_jax.envs.worker``, with settings that were checked and MUJOCO_GL
+chosen. The first line of stdin is its configuration in JSON; then each command is one letter (``s``tep, ``r``eset)
+and a signed 64-bit seed (-1: none). Each answer is one letter, ``k`` for done; on an error it is ``e`` and a
+traceback. When stdin ends, because the pool closes or dies, the worker leaves without a word.
 """
 
 import json
@@ -15,6 +15,7 @@ import traceback
 from typing import BinaryIO
 
 from bitagent_jax.envs.shared import SharedArrays, step_spec
+from bitagent_jax.envs.tasks import get_task
 
 COMMAND = struct.Struct("<cq")
 NO_SEED = -1
@@ -35,10 +36,10 @@ def main() -> None:
 
 
 def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
-    from bitagent_jax.envs.dmc import make_env
+    from bitagent_jax.envs.dmc import DmcEnv
 
     config = json.loads(commands.readline())
-    envs = {slot: make_env(task, slot=slot, **config["env"]) for slot, task in config["slots"]}
+    envs = {slot: DmcEnv(get_task(task), (config["seed"], slot), **config["env"]) for slot, task in config["slots"]}
     arrays = SharedArrays(step_spec(*config["shape"]), config["fd"])
     answers.write(b"k")
     while command := commands.read(COMMAND.size):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from bitagent_jax.envs.dmc import make_env
 from bitagent_jax.envs.tasks import BODIES, TASKS
@@ -162,6 +163,12 @@ def test_a_diverged_simulation_ends_the_episode():
 def test_bad_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         make_env(**{"task": "walker_walk", "render": False, **change})
+
+
+def test_gymnasium_finds_no_fault():
+    env = make_env("cheetah_run")
+    check_env(env, skip_render_check=True)
+    env.close(), env.close()
 
 
 def test_rendering_needs_render():
