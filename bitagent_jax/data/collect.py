@@ -67,9 +67,11 @@ def collect(
     metas = [_meta_of(pool, slot, seed, labels) | dict(meta or {}) for slot in range(pool.num_envs)]
     rows: list[list[Timestep]] = [[] for _ in range(pool.num_envs)]
     paths: list[Path] = []
-    with tqdm(total=episodes, desc="collecting", unit="episode", delay=2, disable=not progress) as bar:
+    total = -(-episodes // pool.num_envs) * pool.num_envs * (pool.episode_steps + 1)
+    with tqdm(total=total, desc="collecting", unit="row", delay=2, disable=not progress) as bar:
         timestep = pool.reset(seed=seed)
         while True:
+            bar.update(pool.num_envs)
             for slot in range(pool.num_envs):
                 rows[slot].append(Timestep(*(array[slot] for array in timestep)))
                 if not timestep.is_last[slot]:
@@ -77,7 +79,6 @@ def collect(
                 name = f"{start + len(paths):06d}-{pool.tasks[slot]}-{len(rows[slot])}"
                 paths.append(write_episode(folder, _stack(rows[slot]), metas[slot], name))
                 rows[slot] = []
-                bar.update()
                 if len(paths) == episodes:
                     return paths
             timestep = pool.step(policy(timestep))

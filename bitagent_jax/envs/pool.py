@@ -16,7 +16,7 @@ import numpy as np
 from bitagent_jax.envs import rendering
 from bitagent_jax.envs.dmc import check_settings
 from bitagent_jax.envs.shared import SharedArrays, step_spec
-from bitagent_jax.envs.tasks import shared_body
+from bitagent_jax.envs.tasks import CONTROL_STEPS, shared_body
 from bitagent_jax.envs.worker import COMMAND, NO_SEED
 
 _GRACE = 2.0
@@ -69,6 +69,7 @@ class EnvPool:
             raise ValueError(f"workers must be at least 1, got {workers}")
         look = rendering.resolve_look(look, rendering.configure_gl()) if render else look
         self.tasks, self.num_envs, self.action_dim = tuple(tasks), len(tasks), body.action_dim
+        self.episode_steps = CONTROL_STEPS // action_repeat
         self._timeout, self._begun = timeout, False
         shape = (self.num_envs, size if render else 0, body.action_dim)
         self._arrays = SharedArrays(step_spec(*shape))
