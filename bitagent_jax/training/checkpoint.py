@@ -112,6 +112,7 @@ class Checkpoints:
         self.close()
 
     def _open_writer(self, step: int) -> ocp.training.Checkpointer:
+        self.folder.mkdir(parents=True, exist_ok=True)  # else Orbax waits minutes before it reports
         if self._writer is None:
             if jax.process_index() == 0:
                 for later in (found for found in self.steps() if found >= step):
@@ -209,9 +210,12 @@ def _verify(path: Path) -> None:
 
 def _read_shapes(path: Path) -> dict[str, tuple]:
     try:
-        return _shapes(ocp.metadata(path).metadata)
+        shapes = _shapes(ocp.metadata(path).metadata)
     except Exception as error:
         raise _Damaged(_first_line(error)) from error
+    if not shapes:
+        raise _Damaged("its metadata cannot be read")
+    return shapes
 
 
 def _shapes(tree: Any) -> dict[str, tuple]:
