@@ -48,7 +48,13 @@ class Metrics:
     """Writer of a run's ``metrics.jsonl`` and ``tensorboard/``; a context manager."""
 
     def __init__(self, folder: str | Path, start_step: int = 0):
-        """Continue after ``start_step``: rows of later steps, left by a killed run, are dropped in both."""
+        """Continue after ``start_step``: rows of later steps, left by a killed run, are dropped in both.
+
+        Of several processes in one run only the first writes.
+        """
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
@@ -67,6 +73,8 @@ class Metrics:
             ValueError: if a value is not a scalar.
         """
         floats = _floats(values)
+        if not self._writes:
+            return
         row = {name: value if math.isfinite(value) else None for name, value in floats.items()}
         self._file.write(json.dumps({"step": int(step), **row}) + "\n")
         self._file.flush()
@@ -77,6 +85,8 @@ class Metrics:
     def video(self, step: int, name: str, frames: np.ndarray, fps: float = 15) -> None:
         """Write a video, uint8 ``[T, H, W, 3]``, to TensorBoard as an animated GIF."""
         check_frames(frames)
+        if not self._writes:
+            return
         height, width = frames.shape[1:3]
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=_encode_gif(frames, fps)
@@ -86,8 +96,9 @@ class Metrics:
 
     def close(self) -> None:
         """Write what is still queued and close the files."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
     def __enter__(self) -> Self:
         return self
@@ -102,18 +113,20 @@ class Progress:
     def __init__(self, total: int, initial: int = 0, desc: str = "", stream: TextIO | None = None):
         stream = stream or sys.stderr
         if stream.isatty():
-            self._bar = tqdm(total=total, initial=initial, desc=desc, file=stream, dynamic_ncols=True)
-        else:
-            self._bar = tqdm(
-                total=total,
-                initial=initial,
-                desc=desc,
-                file=_Lines(stream),
-                mininterval=30,
-                miniters=1,
-                delay=30,  # shorter work prints nothing
-                bar_format="{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}",
-            )
+            look = {
+                "file": stream,
+                "dynamic_ncols": True,
+                "bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
+            }
+        else:  # work of less than 30 s prints nothing
+            look = {
+                "file": _Lines(stream),
+                "mininterval": 30,
+                "miniters": 1,
+                "delay": 30,
+                "bar_format": "{desc}: {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}",
+            }
+        self._bar = tqdm(total=total, initial=initial, desc=desc, unit=" steps", **look)
 
     def update(self, steps: int = 1, note: str | None = None) -> None:
         """Advance; ``note`` (for example the loss) replaces the text behind the rate."""
@@ -146,7 +159,7 @@ class _Lines:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        if line := " ".join(text.split()):
             self._stream.write(line + "\n")
 
     def flush(self) -> None:

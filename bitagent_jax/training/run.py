@@ -2,7 +2,9 @@
 
     RUN/config.json      the resolved config: all that loading needs
         lock             held by the training process, its pid inside
-        episodes/  checkpoints/  metrics.jsonl  tensorboard/  videos/  cache/
+        episodes/        of the random policy (config.data.folder may name another place); online/ of the agent
+        checkpoints/  metrics.jsonl  tensorboard/  videos/
+        cache/           compiled programs
 """
 
 import fcntl
@@ -26,7 +28,18 @@ RESUMABLE = (  # fields that a later run of the same folder may change: none alt
     "compute.fsdp",
 )
 
-LAYOUT = ("config.json", "lock", "episodes", "checkpoints", "metrics.jsonl", "tensorboard", "videos", "cache")
+LAYOUT = (
+    "config.json",
+    "lock",
+    "episodes",
+    "episodes.partial",
+    "online",
+    "checkpoints",
+    "metrics.jsonl",
+    "tensorboard",
+    "videos",
+    "cache",
+)
 
 
 class RunError(RuntimeError):

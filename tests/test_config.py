@@ -1,0 +1,118 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from bitagent_jax import config as config_lib
+from bitagent_jax.config import ABLATIONS, BODY_TASKS, CHOICES, PRESETS, make_config, validate
+
+CONFIGS = Path(__file__).parent.parent / "experiments" / "configs"
+
+
+@pytest.mark.parametrize("body", BODY_TASKS)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("ablation", ["", *ABLATIONS])
+def test_every_body_preset_and_ablation_builds_and_validates(body, preset, ablation):
+    config = validate(make_config(body, f"{preset},{ablation}"))
+    assert config.body == body and config.is_locked
+    flat = config_lib.flatten(config)
+    for field, value in (PRESETS[preset] | ABLATIONS.get(ablation, {})).items():
+        assert flat[field] == value
+
+
+@pytest.mark.parametrize("body", BODY_TASKS)
+def test_every_config_file_gives_its_body(body):
+    spec = importlib.util.spec_from_file_location(f"config_{body}", CONFIGS / f"{body}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.get_config() == make_config(body, "paper")
+    assert module.get_config("debug,hold") == make_config(body, "debug,hold")
+    assert all(word in module.__doc__ for word in ("Command:", "Hardware:"))
+
+
+def test_config_files_cover_the_bodies():
+    assert {file.stem for file in CONFIGS.glob("*.py")} == set(BODY_TASKS)
+
+
+def test_later_names_win():
+    assert make_config("walker", "cosine,neg_kl").reward.similarity == "neg_kl"
+    assert make_config("walker", None) == make_config("walker", "paper") == make_config("walker", "")
+
+
+def test_unknown_names_give_the_nearest():
+    with pytest.raises(ValueError, match="unknown body 'wlker'. Did you mean 'walker'"):
+        make_config("wlker")
+    with pytest.raises(ValueError, match="unknown preset or ablation 'debgu'. Did you mean 'debug'"):
+        make_config("walker", "debgu")
+
+
+def test_a_typo_in_a_field_names_the_nearest():
+    config = make_config("walker", "debug")
+    with pytest.raises(AttributeError, match="Did you mean.*similarity"):
+        config.reward.similarty = "cosine"
+    with pytest.raises(TypeError):
+        config.train.batch = "many"
+
+
+@pytest.mark.parametrize("field", CHOICES)
+def test_a_value_outside_its_choices_is_named(field):
+    config = make_config("walker", "debug")
+    wrong = CHOICES[field][0] + "x"
+    config.update_from_flattened_dict({field: wrong})
+    with pytest.raises(ValueError, match=f"config.{field} '{wrong}'. Did you mean '{CHOICES[field][0]}'"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"body": "wlker"}, "config.body 'wlker'. Did you mean 'walker'"),
+        ({"tasks": ("walker_fly",)}, "task of body walker 'walker_fly'"),
+        ({"tasks": ("cheetah_run",)}, "task of body walker 'cheetah_run'"),
+        ({"tasks": ()}, "both empty"),
+        ({"prompts": ("run", " ")}, "empty sentence"),
+        ({"task_imagination.segment": 12}, "config.task_imagination.segment=12"),
+        ({"task_imagination.segment": 0}, "config.task_imagination.segment=0"),
+        ({"train.length": 24}, "config.train.length=24"),
+        ({"reward.window": 0}, "window=0 is outside 1..16"),
+        ({"reward.window": 17}, "window=17 is outside 1..16"),
+        ({"train.batch": 0}, "config.train.batch=0 must be at least 1"),
+        ({"env.num_envs": 0}, "config.env.num_envs=0"),
+        ({"train.log_every": 0}, "config.train.log_every=0"),
+    ],
+)
+def test_values_that_cannot_work_are_named(fields, message):
+    config = make_config("walker", "debug")
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError) as error:
+        validate(config)
+    assert message in str(error.value)
+
+
+def test_prompts_alone_are_enough():
+    config = make_config("walker", "debug")
+    config.tasks, config.prompts = (), ("a walker doing a handstand",)
+    validate(config)
+
+
+@pytest.mark.parametrize("body", BODY_TASKS)
+def test_a_stored_config_reads_back_equal(tmp_path, body):
+    config = make_config(body, "cpu,neg_kl")
+    config.prompts = ("run", "stand")
+    config_lib.save(config, tmp_path / "config.json")
+    back = config_lib.read(tmp_path / "config.json")
+    assert back == config and back.is_locked and isinstance(back.tasks, tuple)
+
+
+def test_stored_fields_that_are_unknown_or_missing_are_named(tmp_path):
+    path = tmp_path / "config.json"
+    config_lib.save(make_config("walker", "debug"), path)
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"fusion.kidn": "tamf"}))
+    with pytest.raises(ValueError, match="'fusion.kidn'. Did you mean 'fusion.kind'"):
+        config_lib.read(path)
+    del stored["fusion.kind"]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="lacks the config fields fusion.kind"):
+        config_lib.read(path)
