@@ -19,6 +19,8 @@ from bitagent_jax.agent.semantics import add_noise
 from bitagent_jax.agent.state import TrainState, optimizer
 from bitagent_jax.agent.world_model import feature
 
+IMAGINED = ("fusion", "adapter", "actor", "critic")  # what stage-2 losses may reach; the rest is fixed in imagination
+
 
 class Row(NamedTuple):
     """One row of the loss table: the scale of a loss and the modules that it may update."""
@@ -230,9 +232,11 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
         if with_model:
             values, metrics = model_losses(agent, observed, batch, prompts[ids], config, keys[2])
         if stage == 2:
-            slow = nnx.merge(graph, jax.lax.stop_gradient(state.params | state.slow))
+            fixed = jax.lax.stop_gradient(params)
+            slow = nnx.merge(graph, fixed | jax.lax.stop_gradient(state.slow))
+            imaginer = nnx.merge(graph, fixed | {name: params[name] for name in IMAGINED if name in params})
             more, imagined, norms = behavior_losses(
-                agent, slow, observed, batch, prompts, ids, config, state.norms, keys[3]
+                imaginer, slow, observed, batch, prompts, ids, config, state.norms, keys[3]
             )
             values, metrics = values | more, metrics | imagined
         return values, (metrics, norms)

@@ -18,7 +18,7 @@ class BiTAgent(nnx.Module):
     def __init__(self, config: ConfigDict, embed: int, actions: int, *, rngs: nnx.Rngs):
         config = FrozenConfigDict(config)
         kw = {"dtype": jnp.dtype(config.compute.dtype), "rngs": rngs}
-        self.embed = embed
+        self.embed, self.actions = embed, actions
         self.world_model = WorldModel(config.world_model, actions, **kw)
         self.fusion = Fusion(config.fusion, embed, self.world_model.feature_dim, **kw)
         width = config.fusion.width

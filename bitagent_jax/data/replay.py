@@ -160,7 +160,7 @@ class Replay:
 
 
 def load_folder(
-    folder: str | Path, replay: Replay, *, fingerprint: str | None = None, limit: int | None = None
+    folder: str | Path, replay: Replay, *, fingerprint: str | None = None, start: int = 0, limit: int | None = None
 ) -> list[Path]:
     """Add a folder's episodes to a replay in order of their names, skipping corrupt ones with a warning.
 
@@ -168,7 +168,7 @@ def load_folder(
         folder: of episodes.
         replay: to be filled.
         fingerprint: of the encoder whose cached embeddings are added too, where there are any.
-        limit: only the first so many files.
+        start, limit: only the files from number ``start`` up to, not including, number ``limit``.
 
     Returns:
         The corrupt files that were skipped.
@@ -176,7 +176,7 @@ def load_folder(
     Raises:
         ValueError: no valid episode, or stale embeddings.
     """
-    paths, corrupt, bare = list_episodes(folder)[:limit], [], 0
+    paths, corrupt, bare = list_episodes(folder)[start:limit], [], 0
     for path in tqdm(paths, desc="loading episodes", unit="episode", delay=2):
         try:
             arrays, meta = read_episode(path)

@@ -1,0 +1,163 @@
+"""The command line, ``bitagent <verb>``: parse, call, print."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from bitagent_jax import errors
+
+EXPECTED = (ValueError, RuntimeError, FloatingPointError)  # bad input and failures that carry their own explanation
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb; errors that explain themselves end with one line and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        sys.exit(f"bitagent: {errors.unknown('verb', argv[0], VERBS)}")
+    args, rest = _parser().parse_known_args(argv)
+    try:
+        VERBS[args.verb][0](args, rest)
+    except EXPECTED as error:
+        logging.getLogger(__name__).debug("traceback", exc_info=True)
+        sys.exit(f"bitagent {args.verb}: {error}")
+
+
+def parse_config(args: list[str], run: Path | None = None) -> ConfigDict:
+    """Read ``--config=FILE:ARG`` and ``--config.a.b=value`` overrides; without a file, the run's stored config.
+
+    Raises:
+        ValueError: for an unknown field or option (with the nearest name), a missing file, or no config at all.
+    """
+    from bitagent_jax import config as config_lib
+
+    values = flags.FlagValues()
+    if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
+        if run is None or not (run / "config.json").exists():
+            example = "--config=experiments/configs/walker.py:cpu"
+            raise ValueError(f"{run} is a new run and needs a config, for example {example}")
+        config_flags.DEFINE_config_dict("config", config_lib.read(run / "config.json"), flag_values=values)
+    else:
+        config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    try:
+        left = values(["bitagent", *args])[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        raise ValueError(str(error).strip("\"'")) from error
+    if left:
+        raise ValueError(f"unexpected arguments {left}; settings are --config=FILE:ARG and --config.a.b=value")
+    return config_lib.validate(values["config"].value)
+
+
+def _train(args, rest) -> None:
+    from bitagent_jax.training import sharding
+    from bitagent_jax.training.loops import train
+
+    sharding.initialize_distributed()
+    run = train(args.run, parse_config(rest, Path(args.run)))
+    print(f"checkpoints: {run.checkpoints}\nTensorBoard: tensorboard --logdir {run.tensorboard}")
+
+
+def _collect(args, rest) -> None:
+    from bitagent_jax.training.gather import gather
+
+    _no_more(rest)
+    paths = gather(args.folder, args.tasks, args.episodes, run=args.run, seed=args.seed, num_envs=args.num_envs)
+    print(f"{len(paths)} episodes in {args.folder}")
+
+
+def _embed(args, rest) -> None:
+    from bitagent_jax.data.embeddings import embed_folder
+    from bitagent_jax.data.episodes import list_episodes
+    from bitagent_jax.mllm.encoder import load_encoder
+
+    _no_more(rest)
+    if not list_episodes(args.folder):
+        raise ValueError(f"no episodes (*.npz) in {args.folder}")
+    print(f"embedded {embed_folder(args.folder, load_encoder(args.encoder))} episodes in {args.folder}")
+
+
+def _evaluate(args, rest) -> None:
+    from bitagent_jax.evaluation import rollouts, scores
+    from bitagent_jax.inference import load
+
+    _no_more(rest)
+    agent = load(args.run, args.step)
+    tasks = args.tasks or list(agent.config.tasks)
+    rows = rollouts.evaluate(
+        agent, tasks, args.episodes or agent.config.eval.episodes,
+        prompt=_sentence(args.prompt), with_random=args.random, seed=args.seed,
+    )  # fmt: skip
+    print(scores.to_text(rows))
+    print(f"scores: {rollouts.write_scores(rows, Path(args.run) / 'scores.json')}")
+
+
+def _imagine(args, rest) -> None:
+    from bitagent_jax.evaluation.imagine import imagine
+    from bitagent_jax.inference import load
+
+    _no_more(rest)
+    agent = load(args.run, args.step)
+    for sentence in args.sentence:
+        paths = imagine(agent, _sentence(sentence), Path(args.run) / "videos", steps=args.steps, seed=args.seed)
+        print("\n".join(f"{kind}: {path}" for kind, path in paths.items()))
+
+
+def _quickstart(args, rest) -> None:
+    from bitagent_jax.evaluation.quickstart import quickstart
+
+    _no_more(rest)
+    quickstart(Path(args.run), args.body, args.preset)
+
+
+def _sentence(text: str | None) -> str:
+    if text is not None and not text.strip():
+        raise ValueError("the prompt is empty: give a sentence, for example 'walk fast clean'")
+    return text or ""
+
+
+def _no_more(rest: list[str]) -> None:
+    if rest:
+        raise ValueError(f"unexpected arguments: {' '.join(rest)}")
+
+
+VERBS = {
+    "quickstart": (_quickstart, "train, evaluate and film a small agent on this machine, from nothing"),
+    "train": (_train, "train a run, or continue it"),
+    "collect": (_collect, "collect episodes with the random policy or a run's policy"),
+    "embed": (_embed, "embed the clips of an episode folder"),
+    "evaluate": (_evaluate, "score a run in the simulator"),
+    "imagine": (_imagine, "film what a run makes of a sentence"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("bitagent", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    add = {name: verbs.add_parser(name, help=text, allow_abbrev=False) for name, (_, text) in VERBS.items()}
+    add["train"].epilog = "Settings: --config=FILE:ARG --config.a.b=value ...; a known run needs none."
+    for name in ("quickstart", "train", "evaluate", "imagine"):
+        add[name].add_argument("run", help="run folder")
+    add["quickstart"].add_argument("--body", default="walker")
+    add["quickstart"].add_argument("--preset", default="cpu", help="comma-separated presets and ablations")
+    add["collect"].add_argument("folder")
+    add["collect"].add_argument("--tasks", nargs="+", required=True)
+    add["collect"].add_argument("--episodes", type=int, default=20)
+    add["collect"].add_argument("--run", help="act with this run's policy; without it, at random")
+    add["collect"].add_argument("--num-envs", type=int, default=4)
+    add["embed"].add_argument("folder")
+    add["embed"].add_argument("--encoder", default="embedded")
+    add["imagine"].add_argument("sentence", nargs="+")
+    add["imagine"].add_argument("--steps", type=int, default=32)
+    add["evaluate"].add_argument("--tasks", nargs="+")
+    add["evaluate"].add_argument("--episodes", type=int)
+    add["evaluate"].add_argument("--prompt", help="one sentence for every task, instead of the tasks' own")
+    add["evaluate"].add_argument("--random", action="store_true", help="also run the random policy")
+    for name in ("evaluate", "imagine"):
+        add[name].add_argument("--step", type=int, help="checkpoint; the newest by default")
+    for name in ("evaluate", "imagine", "collect"):
+        add[name].add_argument("--seed", type=int, default=0)
+    return parser

@@ -1,0 +1,69 @@
+"""Looking: the task imagination of a sentence beside the policy's imagined and real rollouts."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bitagent_jax.agent import visual
+from bitagent_jax.config import BODY_TASKS
+from bitagent_jax.envs.dmc import make_env
+from bitagent_jax.evaluation.video import contact_sheet, tile, write_mp4
+from bitagent_jax.inference import Agent
+
+WARMUP = 24  # real steps before the imagined rollout branches off
+
+
+def imagine(agent: Agent, sentence: str, folder: str | Path, *, steps: int = 32, seed: int = 0) -> dict[str, Path]:
+    """Draw what the agent makes of a sentence, trained on or not.
+
+    The policy acts in the simulator; after a warm-up its imagined rollout branches off from the same state, so that
+    the two can be compared frame by frame. The task imagination is what the sentence alone calls up.
+
+    Args:
+        agent: from :func:`bitagent_jax.load`.
+        sentence: the prompt; ValueError if it is empty.
+        folder: where ``<sentence>.mp4`` and ``<sentence>.png`` go.
+        steps: agent steps shown.
+        seed: of environment and policy.
+
+    Returns:
+        ``{"video": path, "sheet": path}``.
+    """
+    task = agent.embed_prompt(sentence)
+    config = agent.config
+    name = (tuple(config.tasks) or BODY_TASKS[config.body])[0]
+    env = make_env(
+        name, seed=seed, size=config.env.size, action_repeat=config.env.action_repeat, look=config.env.look
+    )
+    try:
+        real, carry = _act(agent, env, sentence, steps, seed)
+    finally:
+        env.close()
+    key = jax.random.key(seed)
+    frames = {
+        "task imagination": jax.jit(visual.task_frames, static_argnums=(0, 3))(agent.graph, agent.params, task, steps),
+        "policy, imagined": jax.jit(visual.policy_frames, static_argnums=(0, 4))(
+            agent.graph, agent.params, carry, task, steps, key
+        ),
+    }
+    frames = {label: np.asarray(value) for label, value in frames.items()} | {"policy, real": real}
+    stem = Path(folder) / (re.sub(r"[^a-z0-9]+", "_", sentence.lower()).strip("_")[:60] or "prompt")
+    return {
+        "video": write_mp4(stem.with_suffix(".mp4"), tile(frames, height=192)),
+        "sheet": contact_sheet(stem.with_suffix(".png"), frames, every=max(1, steps // 8)),
+    }
+
+
+def _act(agent: Agent, env, sentence: str, steps: int, seed: int) -> tuple[np.ndarray, dict]:
+    """Return the real frames ``[steps, H, W, 3]`` after the warm-up and the agent's memory before them."""
+    image, _ = env.reset(seed=seed)
+    frames, state, branch = [], None, None
+    for step in range(WARMUP + steps):
+        action, state = agent.act(image, sentence, state, seed=seed)
+        if step == WARMUP - 1:
+            branch = state["carry"]
+        image, *_ = env.step(action)
+        frames.append(image)
+    return np.stack(frames[WARMUP - 1 : WARMUP - 1 + steps]), branch

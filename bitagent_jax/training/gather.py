@@ -1,0 +1,35 @@
+"""Collecting episodes into a folder of one's own, by the random policy or a trained run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitagent_jax.data.collect import RandomPolicy, collect
+from bitagent_jax.envs.pool import EnvPool
+from bitagent_jax.envs.tasks import get_task
+from bitagent_jax.inference import AgentPolicy, load
+
+
+def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str | None = None, seed: int = 0,
+           num_envs: int = 4) -> list[Path]:  # fmt: skip
+    """Collect episodes of tasks in turn.
+
+    Args:
+        folder: where to; episodes are added to those it holds.
+        tasks: names of one body; the reward of each is recorded, although the agent never sees it.
+        episodes: how many.
+        run: a run folder whose policy acts, told each task's prompt and sampling; None acts at random.
+        seed: of environments and policy.
+        num_envs: environments stepped at once.
+
+    Returns:
+        the paths written.
+    """
+    slots = [get_task(tasks[i % len(tasks)]).name for i in range(max(1, min(num_envs, episodes)))]
+    agent = load(run) if run else None
+    settings = {} if agent is None else {name: agent.config.env[name] for name in ("size", "action_repeat", "look")}
+    with EnvPool(slots, seed=seed, **settings) as pool:
+        if agent is None:
+            policy, kind = RandomPolicy(pool.action_dim, seed), "random"
+        else:
+            policy, kind = AgentPolicy(agent, [get_task(t).prompt for t in slots], sample=True, seed=seed), str(run)
+        return collect(pool, policy, episodes=episodes, folder=folder, seed=seed, meta={"policy": kind})

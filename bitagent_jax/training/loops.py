@@ -1,0 +1,101 @@
+"""The two-stage training loop."""
+
+import logging
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bitagent_jax.agent import visual
+from bitagent_jax.evaluation.video import tile
+from bitagent_jax.training import sharding
+from bitagent_jax.training.metrics import Metrics, check_finite, progress
+from bitagent_jax.training.run import RunFolder
+from bitagent_jax.training.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+def train(path: str | Path, config: ConfigDict) -> RunFolder:
+    """Train a run to its last step, or continue it: stage 1 (model), then stage 2 (behaviour, joint optimisation).
+
+    SIGTERM saves a checkpoint and leaves with SystemExit(143); the same call continues from the last checkpoint.
+
+    Raises:
+        NonFiniteLoss: with step and losses; the last good checkpoint stays.
+        RunError, ValueError: for bad input, before any work starts.
+    """
+    primary = jax.process_index() == 0
+    with RunFolder.open(path, config, primary=primary) as run:
+        sharding.enable_compilation_cache(run.cache)
+        session = Session(run)
+        stages = config.train.stage1_steps, config.train.stage1_steps + config.train.stage2_steps
+        with session.checkpoints, Metrics(run.path, session.step) as metrics, _Sigterm() as stop:
+            for stage, until in enumerate(stages, start=1):
+                if session.step < until:
+                    run_stage(session, stage, until, metrics, stop)
+    return run
+
+
+def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: "_Sigterm") -> None:
+    """Update until step ``until``, reporting, saving and collecting at their intervals."""
+    every, data = session.config.train, session.config.data
+    train_step, step, loader = session.train_step(stage), session.step, session.loader()
+    try:
+        with progress(until, step, desc=f"stage {stage}") as bar:
+            while step < until:
+                if data.online_every and step and step % data.online_every == 0:
+                    loader.close()
+                    session.collect_online(step)
+                    loader = session.loader()
+                batch = next(loader)
+                session.state, values = train_step(session.state, batch)
+                step += 1
+                last = step == until or stop.requested
+                if last or step % every.log_every == 0 or step % every.checkpoint_every == 0:
+                    floats = check_finite(step, values)
+                    metrics.scalars(step, floats | {"stage": stage, "steps_per_second": bar.rate})
+                    bar.update(0, note=_note(floats))
+                if last or step % every.checkpoint_every == 0:
+                    session.checkpoints.save(step, session.state)
+                if every.video_every and step % every.video_every == 0:
+                    metrics.video(step, "open_loop", open_loop_video(session, batch))
+                bar.update()
+                if stop.requested:
+                    session.checkpoints.close()
+                    raise SystemExit(143)
+    finally:
+        loader.close()
+
+
+def open_loop_video(session: Session, batch: dict, count: int = 4, context: int = 5) -> np.ndarray:
+    """Draw truth, reconstruction and open-loop prediction of a few sequences: uint8 ``[T, H, W, 3]``."""
+    rows = {name: value[:count] for name, value in batch.items()}
+    draw = jax.jit(visual.open_loop, static_argnums=(0, 3))
+    frames = draw(session.graph, session.state.params, rows, context, jax.random.key(0))
+    sheets = {name: np.concatenate(np.asarray(value), axis=1) for name, value in frames.items()}
+    return tile(sheets, height=64 * count)
+
+
+def _note(values: dict[str, float]) -> str:
+    shown = ("loss/reconstruction", "loss/kl", "imagined/reward")
+    return " ".join(f"{name.split('/')[1]}={values[name]:.3g}" for name in shown if name in values)
+
+
+class _Sigterm:
+    """While open, SIGTERM only sets ``requested``, so that the loop can save and leave."""
+
+    requested = False
+
+    def __enter__(self):
+        self._before = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def _request(self, *_) -> None:
+        logger.warning("SIGTERM: saving and leaving")
+        self.requested = True
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGTERM, self._before)

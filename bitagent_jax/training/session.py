@@ -1,0 +1,149 @@
+"""Everything a training run needs, built or resumed from its folder: data, model, mesh, checkpoints."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bitagent_jax.agent.joint import make_train_step
+from bitagent_jax.agent.state import TrainState, build, init_state
+from bitagent_jax.config import BODY_TASKS
+from bitagent_jax.data.collect import RandomPolicy, collect
+from bitagent_jax.data.embeddings import embed_folder
+from bitagent_jax.data.episodes import list_episodes
+from bitagent_jax.data.loader import Loader
+from bitagent_jax.data.replay import Replay, load_folder
+from bitagent_jax.envs.pool import EnvPool
+from bitagent_jax.envs.tasks import get_body, get_task
+from bitagent_jax.inference import Agent, AgentPolicy
+from bitagent_jax.mllm.encoder import load_encoder
+from bitagent_jax.training import sharding
+from bitagent_jax.training.checkpoint import Checkpoints
+from bitagent_jax.training.run import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+def sentences(config: ConfigDict) -> tuple[str, ...]:
+    """Return the sentences to learn: the config's own, or its tasks' prompts."""
+    return tuple(config.prompts) or tuple(get_task(name).prompt for name in config.tasks)
+
+
+class Session:
+    """The parts of one training run; ``state`` is replaced at every update."""
+
+    def __init__(self, run: RunFolder):
+        """Check the config against devices, collect and embed what data is missing, then build or restore."""
+        self.run, self.config = run, run.config
+        self.mesh = sharding.make_mesh(self.config.compute.fsdp)
+        sharding.check_batch(self.mesh, self.config.train.batch)
+        self.encoder = load_encoder(self.config.mllm.encoder)
+        self.prompts = self.encoder.embed_text(list(sentences(self.config)))
+        self.checkpoints = Checkpoints(run.checkpoints, self.config.train.keep)
+        self._build_state()
+        self._collect_random()
+        self.replay = Replay(self.config.data.capacity)
+        self._add(run.episodes)
+        rounds = max(0, self.step - 1) // self.config.data.online_every if self.config.data.online_every else 0
+        if rounds:
+            self._add(self.online_folder, limit=rounds * self.config.data.online_episodes)
+        self.replay.sample(1, self.config.train.length, np.random.default_rng(0))  # raises if it is too short
+
+    @property
+    def step(self) -> int:
+        """Updates done (waits for the last one)."""
+        return int(self.state.step)
+
+    @property
+    def online_folder(self) -> Path:
+        """Where episodes of the learning policy go."""
+        return self.run.path / "online"
+
+    def train_step(self, stage: int):
+        """Compile the stage's ``train_step(state, batch) -> (state, metrics)`` for this mesh."""
+        step = make_train_step(self.graph, self.config, self.prompts, stage)
+        batch, whole = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
+        return jax.jit(
+            step,
+            in_shardings=(self._shardings, batch),
+            out_shardings=(self._shardings, whole),
+            donate_argnums=0,
+        )
+
+    def loader(self) -> Loader:
+        """Start drawing the batches of the present step and those after it."""
+        train, processes = self.config.train, jax.process_count()
+        seed = self.config.seed * processes + jax.process_index()
+        place = lambda batch: sharding.place(self.mesh, _wanted(batch))  # noqa: E731
+        return Loader(
+            self.replay, train.batch // processes, train.length, seed=seed, start_step=self.step, place=place
+        )
+
+    def agent(self) -> Agent:
+        """Return the present policy."""
+        return Agent(self.config, self.state.params, self.encoder)
+
+    def collect_online(self, step: int) -> None:
+        """Collect the round of episodes that is due at a step with the present policy, one sentence a slot."""
+        data, prompts = self.config.data, sentences(self.config)
+        tasks = tuple(self.config.tasks) or BODY_TASKS[self.config.body][:1]
+        slots = range(min(data.online_episodes, self.config.env.num_envs))
+        number = (step // data.online_every - 1) * data.online_episodes
+        slot_prompts = [prompts[(number + i) % len(prompts)] for i in slots]
+        policy = AgentPolicy(self.agent(), slot_prompts, sample=True, seed=self.config.seed + step)
+        with self._pool([tasks[(number + i) % len(tasks)] for i in slots]) as pool:
+            paths = collect(
+                pool, policy, episodes=data.online_episodes, folder=self.online_folder, start=number,
+                seed=self.config.seed + step, meta={"policy": f"agent at step {step}"},
+            )  # fmt: skip
+        embed_folder(self.online_folder, self.encoder)
+        self._add(self.online_folder, start=number, limit=number + len(paths))
+
+    def _build_state(self) -> None:
+        actions = get_body(self.config.body).action_dim
+        self.graph, init = build(self.config, self.encoder.embed_dim, actions)
+        abstract = jax.eval_shape(lambda: init_state(self.config, init))
+        self._shardings = sharding.state_shardings(self.mesh, abstract)
+        self.state: TrainState
+        if self.checkpoints.latest_step() is None:
+            self.state = jax.jit(lambda: init_state(self.config, init), out_shardings=self._shardings)()
+        else:
+            self.state = self.checkpoints.restore(sharding.with_shardings(abstract, self._shardings))
+
+    def _collect_random(self) -> None:
+        """Fill the run's own episode folder with the random policy; a given ``data.folder`` is left as it is."""
+        wanted, folder = self.config.data.random_episodes, self.run.episodes
+        have = len(list_episodes(folder))
+        if not self.config.data.folder and have < wanted and jax.process_index() == 0:
+            tasks = tuple(self.config.tasks) or BODY_TASKS[self.config.body]
+            slots = min(self.config.env.num_envs, wanted)
+            seed = self.config.seed
+            with self._pool([tasks[i % len(tasks)] for i in range(slots)]) as pool:
+                policy = RandomPolicy(pool.action_dim, seed)
+                scratch = self.run.path / "episodes.partial"
+                shutil.rmtree(scratch, ignore_errors=True)
+                paths = collect(pool, policy, episodes=wanted, folder=scratch, seed=seed, meta={"policy": "random"})
+                for path in paths:
+                    path.replace(folder / path.name)
+                scratch.rmdir()
+        embed_folder(folder, self.encoder)
+
+    def _pool(self, tasks: list[str]) -> EnvPool:
+        env = self.config.env
+        return EnvPool(
+            tasks, seed=self.config.seed, workers=env.workers or None, size=env.size,
+            action_repeat=env.action_repeat, look=env.look,
+        )  # fmt: skip
+
+    def _add(self, folder: Path, start: int = 0, limit: int | None = None) -> None:
+        load_folder(folder, self.replay, fingerprint=self.encoder.fingerprint, start=start, limit=limit)
+        if labels := sorted(self.replay.labels):
+            self.replay.set_texts(dict(zip(labels, self.encoder.embed_text(labels), strict=True)))
+
+
+def _wanted(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Leave the reward out: the agent never sees it."""
+    return {name: rows for name, rows in batch.items() if name != "reward"}
