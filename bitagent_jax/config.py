@@ -84,7 +84,11 @@ def defaults() -> ConfigDict:
                 "kl_scale": 0.8,  # [G]
             },
             "reward": {"similarity": "max_cosine", "window": 8},  # [D], [G]
-            "imagination": {"horizon": 16, "semantics": "decode"},  # [P], [D]
+            "imagination": {
+                "horizon": 16,  # [P]
+                "semantics": "decode",  # [D] where imagined steps get e_v from: decode | hold
+                "stride": 1,  # [D] rollouts start from every so many rows of a sequence
+            },
             "behavior": {
                 "layers": 4,
                 "units": 1024,
@@ -101,7 +105,7 @@ def defaults() -> ConfigDict:
                 "mllm": 1.0,
                 "jbo": 1.0,
                 "dynamics_kl": 0.1,  # [D] Eq. 9
-                "anchor": 1.0,  # [D] keeps the adapted embedding near the frozen one
+                "anchor": 5.0,  # [D] keeps the adapted embedding near the frozen one
                 "target_ema": 0.02,  # [D] rate of the slow task imagination that draws the reference
                 "world_model_in_stage2": True,  # [D]
             },
@@ -151,6 +155,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim.behavior_lr": 3e-4,
         "optim.clip": 100.0,
         "optim.behavior_clip": 10.0,
+        "imagination.stride": 2,
         "train.stage1_steps": 800,
         "train.stage2_steps": 500,
         "train.batch": 16,
@@ -274,7 +279,8 @@ def _check_lengths(config: ConfigDict) -> None:
         )
     if not 1 <= window <= steps:
         raise ValueError(f"config.reward.window={window} is outside 1..{steps} (config.imagination.horizon)")
-    for field in ("train.batch", "train.length", "env.num_envs", "imagination.horizon", "train.log_every"):
+    positive = ("train.batch", "train.length", "train.log_every", "env.num_envs")
+    for field in (*positive, "imagination.horizon", "imagination.stride"):
         if flatten(config)[field] < 1:
             raise ValueError(f"config.{field}={flatten(config)[field]} must be at least 1")
 

@@ -130,7 +130,7 @@ def squared(x: jax.Array) -> jax.Array:
 
 
 def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, key) -> tuple[dict, dict, dict]:
-    """Return the stage-2 losses, each ``[N, H]`` over ``N = B*T`` imagined rollouts, metrics, and new norms.
+    """Return the stage-2 losses, each ``[N, H]`` over ``N = B*T/stride`` imagined rollouts, metrics, and new norms.
 
     Args:
         agent: the modules.
@@ -141,12 +141,15 @@ def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, k
         norms: moving percentiles of the returns.
     """
     settings, horizon = config.behavior, config.imagination.horizon
-    length = batch["image"].shape[1]
-    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-    start = {k: jax.lax.stop_gradient(flat(observed[k])) for k in ("deter", "stoch")}
-    ids = jnp.repeat(ids, length)
+    starts = jax.tree.map(
+        lambda x: x[:, :: config.imagination.stride],
+        {"state": {k: jax.lax.stop_gradient(observed[k]) for k in ("deter", "stoch")},
+         "embedding": batch["embedding"], "has": batch["has_embedding"]},
+    )  # fmt: skip
+    ids = jnp.repeat(ids, starts["has"].shape[1])
+    starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts)
     path = behavior.rollout(
-        agent, start, flat(agent.adapt(batch["embedding"])), flat(batch["has_embedding"]), prompts[ids],
+        agent, starts["state"], agent.adapt(starts["embedding"]), starts["has"], prompts[ids],
         horizon, config.imagination.semantics, key,
     )  # fmt: skip
     reward, offset = task_reward(agent, slow, path, prompts, ids, config)
