@@ -242,7 +242,9 @@ def _load(path: Path, abstract: Any, partial: bool) -> Any:
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
     with context:
-        return ocp.load(path, abstract)
+        state = ocp.load(path, abstract)
+    # Orbax gives keys an equivalent but unequal sharding, for which jit would compile again.
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, abstract))
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

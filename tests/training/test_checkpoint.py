@@ -301,7 +301,9 @@ with Checkpoints(sys.argv[1]) as checkpoints:
     checkpoints.save(3, state)
 two = sharding.make_mesh(fsdp=2, devices=jax.devices()[:2])
 target = sharding.with_shardings(abstract, sharding.state_shardings(two, abstract))
-kernel = Checkpoints(sys.argv[1]).restore(target)["params"]["net"]["kernel"]
+restored = Checkpoints(sys.argv[1]).restore(target)
+assert all(jax.tree.leaves(jax.tree.map(lambda x, wanted: x.sharding == wanted.sharding, restored, target)))
+kernel = restored["params"]["net"]["kernel"]
 assert kernel.sharding.mesh.size == 2 and kernel.addressable_shards[0].data.shape == (256, 256)
 np.testing.assert_array_equal(kernel, state["params"]["net"]["kernel"])
 """
