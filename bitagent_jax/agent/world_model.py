@@ -122,11 +122,12 @@ class WorldModel(nnx.Module):
         return {"deter": deter, "stoch": flatten_latent(sample_onehot(key, prior))}, prior
 
     def latent_features(self, probs: jax.Array) -> jax.Array:
-        """Return the decoder's first linear layer of ``z``: ``[..., S, C] -> [..., W]``.
+        """Return the decoder's first linear layer of ``z``, without its bias: ``[..., S, C] -> [..., W]``.
 
-        On probabilities this is the expectation of the layer over samples, since the layer is linear.
+        On probabilities this is the expectation of the layer over samples, since the layer is linear. The bias,
+        the same for all ``z``, would only pull every cosine toward one.
         """
-        return self.from_stoch(flatten_latent(probs)).astype(jnp.float32)
+        return flatten_latent(probs) @ self.from_stoch.kernel[...]
 
     def decode(self, state: State) -> jax.Array:
         """Decode states to images ``[..., 64, 64, 3]``, floats around zero (pixel / 255 - 0.5)."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bitagent_jax.agent.joint import make_train_step
@@ -129,6 +130,8 @@ class Session:
                 for path in paths:
                     path.replace(folder / path.name)
                 scratch.rmdir()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("episodes collected")
         embed_folder(folder, self.encoder)
 
     def _pool(self, tasks: list[str]) -> EnvPool:
