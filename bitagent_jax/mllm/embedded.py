@@ -53,7 +53,7 @@ def init(seed: int = 0) -> "EmbeddedEncoder":
 
 def init_params(seed: int) -> nnx.State:
     """Draw fresh float32 weights."""
-    return nnx.split(towers.Towers(rngs=nnx.Rngs(seed)))[1]
+    return jax.jit(lambda key: nnx.split(towers.Towers(rngs=nnx.Rngs(key)))[1])(jax.random.key(seed))
 
 
 def graph() -> nnx.GraphDef:

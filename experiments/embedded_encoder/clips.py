@@ -1,0 +1,250 @@
+"""Render training clips of walker, cheetah and quadruped, with the simulator's measurements of every frame.
+
+    python -m experiments.embedded_encoder.clips --out DIR [--workers 2] [--scale 1.0]
+
+Hardware: two CPU threads, software OpenGL, about 12 minutes and 1.5 GB at scale 1. Run it again to continue
+after an interruption: finished parts are kept. Expected: DIR/train and DIR/test hold parts
+``{body}-{look}-{number}.npz`` of sequences of 12 frames, one agent step (two control steps) apart.
+
+Three kinds of sequences: ``puppet`` (drawn joint positions), ``random`` (rollouts of random torques from
+dm_control's own resets: mostly lying and tumbling, which is what a first data set looks like) and ``thrown``
+(random torques from a puppet's pose and velocity).
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+STEPS = 12
+KINDS = ("puppet", "random", "thrown")
+SHARES = (0.46, 0.38, 0.16)
+FIELDS = (
+    "height upright speed rise spin pitch feet_low feet_high clearance motion side stand walk run".split()
+)
+"""Measured in every frame: metres, cosines, m/s, rad/s, radians; the last three are the tasks' own rewards."""
+_PART = 250
+
+
+class Part(NamedTuple):
+    """A file to make: ``count`` sequences of one body in one look, drawn from ``seed``."""
+
+    split: str
+    body: str
+    look: str
+    number: int
+    count: int
+    seed: int
+
+    def path(self, out: Path) -> Path:
+        """Where it is stored."""
+        return out / self.split / f"{self.body}-{self.look}-{self.number:03d}.npz"
+
+
+def parts(scale: float = 1.0) -> list[Part]:
+    """List the parts of a data set: 2750 + 2750 + 2500 training sequences at scale 1, and 4 % more in stock look."""
+    counts = {"walker": 11, "cheetah": 11, "quadruped": 10}
+    out = []
+    for number in range(max(1, round(max(counts.values()) * scale))):
+        for index, (body, wanted) in enumerate(counts.items()):
+            if number < max(1, round(wanted * scale)):
+                out.append(Part("train", body, "fast", number, _PART, 1000 * index + number))
+    for index, body in enumerate(counts):
+        for number in range(3):
+            out.append(Part("test", body, "fast", number, 200, 500_000 + 1000 * index + number))
+        out.append(Part("train", body, "stock", 0, 120, 900_000 + index))
+        out.append(Part("test", body, "stock", 0, 30, 910_000 + index))
+    order = {"test": 0, "train": 1}
+    return sorted(out, key=lambda part: (part.number, order[part.split]))
+
+
+class Studio:
+    """One body under one camera: puppets it, simulates it, measures it and takes its pictures."""
+
+    def __init__(self, body: str, look: str, goal: str, rng: np.random.Generator):
+        from bitagent_jax.envs import rendering
+        from bitagent_jax.envs.tasks import BODIES
+
+        rendering.configure_gl()
+        self.body, self.rng = body, rng
+        self.env, self.tasks = _environment(body, goal, int(rng.integers(2**31)))
+        self.physics = self.env.physics
+        self.camera = rendering.Camera(self.physics, 64, BODIES[body].camera, look)
+        self.repeat = 2 * round(self.env.control_timestep() / self.physics.timestep())
+        self.dt = self.repeat * self.physics.timestep()
+        spec = self.env.action_spec()
+        self.low, self.high = spec.minimum, spec.maximum
+        self.age = np.inf
+
+    def shoot(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """Make one sequence: uint8 [STEPS, 64, 64, 3] and float32 [STEPS, len(FIELDS)]."""
+        if kind == "puppet":
+            return self._film(self._puppet_frames())
+        if kind == "thrown":
+            next(self._puppet_frames())
+            self.age = np.inf
+        elif self.age > 400 or self.rng.random() < 0.08:
+            self._restart()
+        return self._film(self._random_frames(skip=0 if kind == "thrown" or self.age == 0 else 25))
+
+    def measure(self) -> np.ndarray:
+        """Read all FIELDS of the present state, float32."""
+        from experiments.embedded_encoder.puppets import lowest_point
+
+        physics, data = self.physics, self.physics.named.data
+        rewards = [float(task.get_reward(physics)) for task in self.tasks]
+        zz, joints = data.xmat["torso", "zz"], physics.data.qvel
+        if self.body == "quadruped":
+            feet = np.sort([data.xpos[f"toe_{leg}", "z"] for leg in _LEGS])
+            feet = feet[:2].mean(), feet[2:].mean()
+            own = float(physics.torso_velocity()[0]), joints[2], np.linalg.norm(joints[3:6])
+            pitch, joints = np.arcsin(np.clip(-data.xmat["torso", "zx"], -1, 1)), joints[6:]
+        else:
+            names = ("right_foot", "left_foot") if self.body == "walker" else ("bfoot", "ffoot")
+            feet = sorted(data.geom_xpos[name, "z"] for name in names)
+            rise = joints[0] if self.body == "walker" else joints[1]
+            own = float(data.sensordata["torso_subtreelinvel"][0]), rise, joints[2]
+            pitch, joints = np.arctan2(data.xmat["torso", "xz"], zz), joints[3:]
+        height, moving = data.xpos["torso", "z"], np.sqrt(np.mean(np.square(joints)))
+        side = abs(data.xmat["torso", "zy"])
+        return np.array([height, zz, *own, pitch, *feet, lowest_point(physics), moving, side, *rewards], np.float32)
+
+    def _film(self, frames):
+        shots = [(self.camera.render(), self.measure()) for _ in frames]
+        return np.stack([image for image, _ in shots]), np.stack([state for _, state in shots])
+
+    def _puppet_frames(self):
+        from experiments.embedded_encoder.puppets import PUPPETS, ground
+
+        qpos = ground(self.physics, self.body, PUPPETS[self.body](self.rng, STEPS + 1, self.dt))
+        import mujoco
+
+        for before, now in zip(qpos[:-1], qpos[1:], strict=True):
+            mujoco.mj_differentiatePos(self.physics.model.ptr, self.physics.data.qvel, self.dt, before, now)
+            self.physics.data.qpos[:] = now
+            self.physics.data.act[:] = 0
+            self.physics.forward()
+            yield
+
+    def _random_frames(self, skip: int):
+        action = _torques(self.rng, self.low, self.high)
+        for _ in range(self.rng.integers(skip + 1)):
+            self._advance(next(action))
+        for _ in range(STEPS):
+            self._advance(next(action))
+            yield
+
+    def _restart(self):
+        """Begin an episode as dm_control does; half of them elsewhere, so that the place tells nothing."""
+        from experiments.embedded_encoder.puppets import PLACE, somewhere
+
+        self.env.reset()
+        self.age = 0
+        if self.rng.random() < 0.5:
+            place = PLACE[self.body]
+            self.physics.data.qpos[place] += somewhere(self.rng, place.stop - place.start)
+            self.physics.forward()
+
+    def _advance(self, action):
+        self.age += 1
+        self.physics.set_control(action)
+        self.physics.step(self.repeat)
+
+
+_LEGS = ("front_left", "front_right", "back_left", "back_right")
+
+
+def _environment(body: str, goal: str, seed: int):
+    """Make the dm_control environment of a goal, and the tasks whose rewards are (stand, walk, run)."""
+    from dm_control import suite
+    from dm_control.suite import cheetah, quadruped, walker
+
+    from bitagent_jax.envs import quadruped as own
+
+    if body == "quadruped":
+        env = own.build(goal)
+        env.task.random.seed(seed)
+        return env, (own.Stand(random=0), quadruped.Move(0.5, random=0), quadruped.Move(5.0, random=0))
+    env = suite.load(body, "run", task_kwargs={"random": seed})
+    if body == "cheetah":
+        return env, (cheetah.Cheetah(random=0),) * 3
+    return env, tuple(walker.PlanarWalker(move_speed=speed, random=0) for speed in (0, 1, 8))
+
+
+def _torques(rng, low, high):
+    """Yield actions for ever: fresh uniform ones (the random policy), smooth noise, or one that is held."""
+    style = rng.choice(3, p=[0.65, 0.2, 0.15])
+    action = rng.uniform(low, high) * (style < 2 or rng.random() < 0.5)
+    while True:
+        yield action
+        if style == 0:
+            action = rng.uniform(low, high)
+        elif style == 1:
+            action = np.clip(0.85 * action + 0.5 * rng.normal(0, 1, len(low)), low, high)
+
+
+def make_part(part: Part, out: Path) -> str:
+    """Render one part unless it is there already; returns a line for the log."""
+    from dm_control.rl.control import PhysicsError
+
+    path = part.path(out)
+    if path.exists():
+        return f"{path.name} is there"
+    start, rng = time.monotonic(), np.random.default_rng(part.seed)
+    studio = Studio(part.body, part.look, "run" if part.number % 2 else "walk", rng)
+    images, states, kinds = [], [], []
+    while len(kinds) < part.count:
+        kind = rng.choice(len(KINDS), p=SHARES)
+        try:
+            image, state = studio.shoot(KINDS[kind])
+        except PhysicsError:
+            studio.age = np.inf
+            continue
+        if np.isfinite(state).all():
+            images.append(image), states.append(state), kinds.append(kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp.npz")
+    np.savez(draft, images=np.stack(images), states=np.stack(states), kinds=np.array(kinds), body=part.body)
+    draft.rename(path)
+    return f"{part.split}/{path.name}: {part.count} sequences in {time.monotonic() - start:.0f} s"
+
+
+def load_split(out: Path, split: str) -> dict[str, np.ndarray]:
+    """Read a split: ``images`` [S, 12, 64, 64, 3], ``states`` [S, 12, F], ``kinds`` [S], ``bodies`` [S], ``looks``."""
+    found = sorted((out / split).glob("*-*-???.npz"))
+    if not found:
+        raise FileNotFoundError(f"no clips in {out / split}: run experiments.embedded_encoder.clips first")
+    columns = {"images": [], "states": [], "kinds": [], "bodies": [], "looks": []}
+    for path in found:
+        with np.load(path) as part:
+            for key in ("images", "states", "kinds"):
+                columns[key].append(part[key])
+            columns["bodies"].append(np.repeat(str(part["body"]), len(part["kinds"])))
+            columns["looks"].append(np.repeat(path.stem.split("-")[1], len(part["kinds"])))
+    return {key: np.concatenate(values) for key, values in columns.items()}
+
+
+def main() -> None:
+    """Render every part in worker processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--scale", type=float, default=1.0)
+    args = parser.parse_args()
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    todo = [(part, args.out) for part in parts(args.scale)]
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        for done, line in enumerate(pool.imap_unordered(_make, todo), 1):
+            print(f"[{done}/{len(todo)}] {line}", flush=True)
+
+
+def _make(job: tuple[Part, Path]) -> str:
+    return make_part(*job)
+
+
+if __name__ == "__main__":
+    main()
