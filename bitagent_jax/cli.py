@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         VERBS[args.verb][0](args, rest)
     except EXPECTED as error:
-        logging.getLogger(__name__).debug("traceback", exc_info=True)
+        if type(error).__module__.startswith("jax"):  # a defect or an exhausted device: the traceback matters
+            raise
         sys.exit(f"bitagent {args.verb}: {error}")
 
 

@@ -19,7 +19,7 @@ class Expert(nnx.Module):
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.up = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.scale = nnx.Param(jnp.full((width,), scale))
+        self.scale = nnx.Param(jnp.full((width,), scale, jnp.float32))
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Map ``[..., W]`` to ``[..., W]``."""
