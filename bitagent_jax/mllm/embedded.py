@@ -158,5 +158,4 @@ def _embed_sentences(model: towers.Towers, ids: jax.Array) -> jax.Array:
 @_jit
 def _embed_rows(model: towers.Towers, frames: jax.Array) -> jax.Array:
     rows = model.video.rows(_resize(frames))
-    windows = jnp.arange(len(frames) - _CONTEXT)[:, None] + jnp.arange(_CONTEXT)
-    return model.video.head(rows[windows])
+    return model.video.head(rows.windows(len(frames) - _CONTEXT))

@@ -1,12 +1,16 @@
 """The two towers of the embedded encoder: frames of a clip, and hashed sentences, to one space of unit vectors.
 
 Nothing here convolves: XLA's CPU convolutions are slow, so frames are cut into patches and mixed by matrix
-products (MLP-Mixer, Tolstikhin et al. 2021). Motion is read by the stem, which sees a frame together with
-the frame before it, so an episode's rows are computed once and a window costs only the temporal head.
+products (MLP-Mixer, Tolstikhin et al. 2021). The stem sees a frame together with the frame before it. How the
+floor slides past is measured, not learned: bands of a frame are correlated with the same bands of an earlier
+frame at every shift of a few pixels. All of that is done once per frame; a window costs only the head.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from bitagent_jax.mllm.hashing import BUCKETS
@@ -20,6 +24,10 @@ _GRID = IMAGE_SIZE // PATCH
 _CHANNELS = 64
 _WIDE = 128
 _WORD = 64
+_BANDS = 16
+_LAGS = (1, 4)
+_REACH = (16, 8)
+_SHIFTS = _BANDS * sum(2 * reach + 1 for reach in _REACH)
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -33,6 +41,63 @@ def patchify(images: jax.Array, size: int) -> jax.Array:
     x = images.reshape(*lead, height // size, size, width // size, size, channels)
     x = jnp.moveaxis(x, -3, -4)
     return x.reshape(*lead, (height // size) * (width // size), size * size * channels)
+
+
+def correlate(frames: jax.Array, lags: tuple[int, ...] = _LAGS) -> tuple[jax.Array, ...]:
+    """Correlate each frame with the one ``lag`` frames before it, in horizontal and vertical bands.
+
+    A band is the mean grey profile of 4 neighbouring rows (or columns), less its own mean. Its normalised
+    correlation at shift d is ``sum_x a[x] b[x+d] / sqrt(|a|^2 |b|^2)``, with a floor under the norms so that
+    bands without texture say nothing; the brightness of the picture cancels. It is computed as a product of
+    discrete Fourier transforms, long enough not to wrap around, written as matrix products.
+
+    Args:
+        frames: [..., T, 64, 64, 3], values 0..255.
+        lags: frames between the two of a pair.
+
+    Returns:
+        For each lag [..., T-lag, 800]: 16 bands at shifts of -16..16 pixels across, then 16 at -8..8 down.
+    """
+    grey = frames.mean(-1)
+    out = [[] for _ in lags]
+    for picture, reach in zip((grey, jnp.swapaxes(grey, -1, -2)), _REACH, strict=True):
+        bands = picture.reshape(*picture.shape[:-2], _BANDS, IMAGE_SIZE // _BANDS, IMAGE_SIZE).mean(-2)
+        bands = bands - bands.mean(-1, keepdims=True)
+        bands = bands * jax.lax.rsqrt(jnp.square(bands).sum(-1, keepdims=True) + 64.0)
+        (cos, sin), (back_cos, back_sin) = _fourier(reach)
+        real, imag = bands @ cos, bands @ sin
+        for found, lag in zip(out, lags, strict=True):
+            a, b, c, d = real[..., :-lag, :, :], imag[..., :-lag, :, :], real[..., lag:, :, :], imag[..., lag:, :, :]
+            scores = (a * c + b * d) @ back_cos + (a * d - b * c) @ back_sin
+            found.append(scores.reshape(*scores.shape[:-2], -1))
+    return tuple(jax.lax.stop_gradient(jnp.concatenate(found, -1)) for found in out)
+
+
+def _fourier(reach: int) -> tuple:
+    """Matrices from a band to its spectrum, and from a cross spectrum to shifts -reach..reach: (cos, sin) each."""
+    length = IMAGE_SIZE + 2 * reach
+    wave = np.arange(length // 2 + 1)
+    there = 2 * np.pi / length * np.outer(np.arange(IMAGE_SIZE), wave)
+    back = 2 * np.pi / length * np.outer(wave, np.arange(-reach, reach + 1))
+    weight = (np.where((wave == 0) | (wave == length // 2), 1, 2) / length)[:, None]
+    pairs = (np.cos(there), np.sin(there)), (weight * np.cos(back), weight * np.sin(back))
+    return tuple(tuple(jnp.asarray(matrix, jnp.float32) for matrix in pair) for pair in pairs)
+
+
+class Rows(NamedTuple):
+    """What is computed once per frame: pair features [..., T-1, FEATURES], correlations [..., T-lag, 800] per lag."""
+
+    pairs: jax.Array
+    slides: tuple[jax.Array, ...]
+
+    def windows(self, count: int) -> "Rows":
+        """Gather rows of ``count`` sliding windows of N frames each: a new axis of windows before the rows."""
+        starts = jnp.arange(count)[:, None]
+        slides = zip(self.slides, _LAGS, strict=True)
+        return Rows(
+            self.pairs[starts + jnp.arange(NUM_FRAMES - 1)],
+            tuple(slide[starts + jnp.arange(NUM_FRAMES - lag)] for slide, lag in slides),
+        )
 
 
 class Mixer(nnx.Module):
@@ -67,25 +132,37 @@ class VideoTower(nnx.Module):
         pairs = NUM_FRAMES - 1
         self.step = nnx.Linear(FEATURES, 96, rngs=rngs)
         self.whole = nnx.Linear(pairs * 96 + FEATURES, FEATURES, rngs=rngs)
+        self.motion = nnx.Linear(len(_LAGS) * _SHIFTS, 128, rngs=rngs)
+        self.fuse = nnx.Linear(FEATURES + 128, 2 * 192, rngs=rngs)
+        self.fused = nnx.Linear(192, FEATURES, rngs=rngs)
         self.norm_head = nnx.LayerNorm(FEATURES, rngs=rngs)
         self.hidden = nnx.Linear(FEATURES, FEATURES, rngs=rngs)
         self.out = nnx.Linear(FEATURES, EMBED_DIM, rngs=rngs)
 
-    def rows(self, frames: jax.Array) -> jax.Array:
-        """Encode frames [..., T, 64, 64, 3] (0..255) to rows [..., T-1, FEATURES], one per pair (t-1, t)."""
-        x = self.stem(patchify(frames.astype(jnp.float32) / 64.0 - 1.5, PATCH))
+    def rows(self, frames: jax.Array) -> Rows:
+        """Encode frames [..., T, 64, 64, 3] (0..255), T >= 5, to rows of neighbouring frames and correlations."""
+        frames = frames.astype(jnp.float32)
+        slides = correlate(frames)
+        x = self.stem(patchify(frames / 64.0 - 1.5, PATCH))
         before, now = jnp.split(x, 2, axis=-1)
         x = nnx.gelu(before[..., :-1, :, :] + now[..., 1:, :, :])
         x = self.fine(x)
         x = patchify(x.reshape(*x.shape[:-2], _GRID, _GRID, _CHANNELS), 2)
         x = self.norm(self.coarse(self.merge(x)))
-        return nnx.gelu(self.flat(x.reshape(*x.shape[:-2], -1)))
+        return Rows(nnx.gelu(self.flat(x.reshape(*x.shape[:-2], -1))), slides)
 
-    def head(self, rows: jax.Array) -> jax.Array:
-        """Embed windows of rows [..., N-1, FEATURES] to unit vectors [..., D]."""
-        steps = nnx.gelu(self.step(rows))
-        x = jnp.concatenate([steps.reshape(*steps.shape[:-2], -1), rows.mean(-2)], -1)
+    def head(self, rows: Rows) -> jax.Array:
+        """Embed the rows of windows of N frames to unit vectors [..., D].
+
+        The floor's motion meets the pose in a gated layer, since "forward" depends on where the body faces.
+        """
+        steps = nnx.gelu(self.step(rows.pairs))
+        x = jnp.concatenate([steps.reshape(*steps.shape[:-2], -1), rows.pairs.mean(-2)], -1)
         x = nnx.gelu(self.whole(x))
+        slide = jnp.concatenate([slide.mean(-2) for slide in rows.slides], -1)
+        slide = nnx.gelu(self.motion(4.0 * slide))
+        value, gate = jnp.split(self.fuse(jnp.concatenate([x, slide], -1)), 2, -1)
+        x = x + self.fused(value * nnx.gelu(gate))
         x = x + nnx.gelu(self.hidden(self.norm_head(x)))
         return unit(self.out(x))
 
