@@ -63,6 +63,7 @@ def defaults() -> ConfigDict:
                 "stoch": 32,
                 "classes": 32,
                 "unimix": 0.01,
+                "logit_scale": 1.0,  # [D] of the posterior's first logits; decided codes teach small models sooner
                 "vision": "conv",
                 "depth": 48,
                 "posterior": "frame",  # [D] frame (GenRL) | history (DreamerV3, FOUNDER)
@@ -144,6 +145,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "world_model.hidden": 160,
         "world_model.stoch": 24,
         "world_model.classes": 12,
+        "world_model.logit_scale": 5.0,
         "world_model.vision": "patch",
         "world_model.depth": 32,
         "fusion.layers": 2,
@@ -151,7 +153,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fusion.layer_scale": 0.1,
         "behavior.layers": 2,
         "behavior.units": 128,
-        "optim.model_lr": 6e-4,
+        "optim.model_lr": 2e-3,
         "optim.behavior_lr": 3e-4,
         "optim.clip": 100.0,
         "optim.behavior_clip": 10.0,

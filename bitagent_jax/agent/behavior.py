@@ -27,8 +27,9 @@ class Critic(nnx.Module):
 
     def __init__(self, inputs: int, config, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.count = config.bins
-        self.mlp = MLP(inputs, config.units, config.layers, config.bins, dtype=dtype, rngs=rngs)
-        self.mlp.out.kernel[...] = jnp.zeros_like(self.mlp.out.kernel[...])  # the first values are zero
+        self.mlp = MLP(  # zero at the start: so are the first values
+            inputs, config.units, config.layers, config.bins, output_scale=0.0, dtype=dtype, rngs=rngs
+        )
 
     def bins(self) -> jax.Array:
         """Return the bin centres ``[K]`` in symlog space."""

@@ -21,7 +21,7 @@ class Residual(nnx.Module):
 
     def __init__(self, embed: int, units: int, layers: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.scale = embed**0.5
-        self.mlp = MLP(embed, units, layers, embed, zero_output=True, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(embed, units, layers, embed, output_scale=0.0, dtype=dtype, rngs=rngs)
 
     def __call__(self, embedding: jax.Array) -> jax.Array:
         """Map unit embeddings ``[..., D]`` to unit embeddings ``[..., D]``."""

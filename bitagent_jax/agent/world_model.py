@@ -31,8 +31,9 @@ class WorldModel(nnx.Module):
         self.encoder = ENCODERS[config.vision](config.depth, dtype=dtype, rngs=rngs)
         context = config.deter if config.posterior == "history" else 0
         self.posterior_head = MLP(
-            self.encoder.outputs + context, config.hidden, 1, self.latent, dtype=dtype, rngs=rngs
-        )
+            self.encoder.outputs + context, config.hidden, 1, self.latent,
+            output_scale=config.logit_scale, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
         self.dynamics = Dynamics(actions, config, dtype=dtype, rngs=rngs)
         width = config.hidden
         self.from_stoch = nnx.Linear(self.latent, width, dtype=dtype, rngs=rngs)

@@ -9,14 +9,16 @@ class MLP(nnx.Module):
     """Hidden layers of Linear, LayerNorm and SiLU, then an optional plain linear output."""
 
     def __init__(self, inputs: int, units: int, layers: int, outputs: int | None = None, *,
-                 zero_output: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+                 output_scale: float = 1.0, dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
         self.layers = layers
         for i in range(layers):
             setattr(self, f"linear{i}", nnx.Linear(inputs if i == 0 else units, units, dtype=dtype, rngs=rngs))
             setattr(self, f"norm{i}", nnx.LayerNorm(units, dtype=dtype, rngs=rngs))
         self.projects = outputs is not None
         if self.projects:
-            init = nnx.initializers.zeros if zero_output else nnx.initializers.lecun_normal()
+            init = nnx.initializers.zeros
+            if output_scale:
+                init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "truncated_normal")
             width = units if layers else inputs
             self.out = nnx.Linear(width, outputs, kernel_init=init, dtype=dtype, rngs=rngs)
 
