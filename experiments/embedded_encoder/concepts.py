@@ -85,9 +85,11 @@ def _standing(body):
 
 
 def _walking(body):
+    """Faster than walking is ambiguous, not false: the walk tasks pay it in full."""
     slow, enough, top, over = _WALK[body]
     tall = {"walker": lambda w: ramp(w.height, 0.8, 1.05)}.get(body, lambda w: 1.0)
-    return lambda w: both(_up(w), tall(w), ramp(w.speed, slow, enough), ramp(w.speed, over, top))
+    pace = lambda v: both(ramp(v, slow, enough), 0.5 + 0.5 * ramp(v, over, top))  # noqa: E731
+    return lambda w: both(_up(w), tall(w), pace(w.speed))
 
 
 def _running(body):
@@ -99,13 +101,12 @@ def _running(body):
 
 def _stand_reward(body):
     """Grade standing: the stand task's reward, a little less when fast or (quadruped) flat on the floor."""
-    calm = {"walker": (1.5, 6), "cheetah": (1, 6), "quadruped": (1, 5)}[body]
 
     def score(w):
         if body == "walker":
-            return w.stand * (1 - 0.2 * ramp(abs(w.speed), *calm))
+            return w.stand * (1 - 0.2 * ramp(abs(w.speed), 1.5, 6))
         base = w.stand if body == "quadruped" else (1 + w.upright) / 2
-        return base * (0.75 + 0.25 * ramp(w.height, 0.2, 0.5)) * (1 - 0.2 * ramp(abs(w.speed), *calm))
+        return base * (0.9 + 0.1 * ramp(w.height, 0.2, 0.45)) * (1 - 0.12 * ramp(abs(w.speed), 1.5, 5))
 
     return score
 
