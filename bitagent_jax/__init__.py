@@ -9,7 +9,7 @@ import importlib
 
 _PUBLIC = {
     "load": "bitagent_jax.inference",
-    "Agent": "bitagent_jax.inference",
+    "Agent": "bitagent_jax.policy",
     "make_config": "bitagent_jax.config",
     "make_env": "bitagent_jax.envs.dmc",
     "EnvPool": "bitagent_jax.envs.pool",

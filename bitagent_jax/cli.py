@@ -63,7 +63,7 @@ def _train(args, rest) -> None:
 
 
 def _collect(args, rest) -> None:
-    from bitagent_jax.training.gather import gather
+    from bitagent_jax.evaluation.gather import gather
 
     _no_more(rest)
     paths = gather(args.folder, args.tasks, args.episodes, run=args.run, seed=args.seed, num_envs=args.num_envs)

@@ -1,126 +1,15 @@
-"""Load a trained run and act: what evaluation, collection and users' own programs call."""
+"""From a run folder to an agent that acts."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
-from ml_collections import ConfigDict
 
-from bitagent_jax.agent.acting import initial_carry, make_act
 from bitagent_jax.agent.state import build, init_state
 from bitagent_jax.envs.tasks import get_body
-from bitagent_jax.mllm.encoder import Encoder, load_encoder
+from bitagent_jax.mllm.encoder import load_encoder
+from bitagent_jax.policy import Agent
 from bitagent_jax.training.checkpoint import Checkpoints
 from bitagent_jax.training.run import RunFolder
-
-REFRESH = 8  # steps between looks of the encoder when config.imagination.semantics is "hold"
-
-
-class Agent:
-    """A policy that is told in a sentence what to do."""
-
-    def __init__(self, config: ConfigDict, params: Any, encoder: Encoder):
-        """Wrap parameters; most users call :func:`load`."""
-        self.config, self.params, self.encoder = config, params, encoder
-        self.action_dim = get_body(config.body).action_dim
-        self.graph, _ = build(config, encoder.embed_dim, self.action_dim)
-        self._act = make_act(self.graph, config)
-        self._texts: dict[str, np.ndarray] = {}
-
-    def embed_prompt(self, prompt: str) -> np.ndarray:
-        """Return the sentence's embedding, float32 ``[D]``; ValueError if it is empty."""
-        if prompt not in self._texts:
-            self._texts[prompt] = self.encoder.embed_text([prompt])[0]
-        return self._texts[prompt]
-
-    def act(
-        self,
-        observation: np.ndarray,
-        prompt: str | Sequence[str],
-        state: dict | None = None,
-        *,
-        is_first: np.ndarray | None = None,
-        sample: bool = False,
-        seed: int = 0,
-    ) -> tuple[np.ndarray, dict]:
-        """Choose the next action.
-
-        Args:
-            observation: uint8 ``[64, 64, 3]``, or ``[N, 64, 64, 3]`` of N environments.
-            prompt: what to do: one sentence, or one for each of N environments.
-            state: what the last call returned; None at the start of an episode.
-            is_first: bool ``[N]``, environments whose episode begins with this frame although others go on.
-            sample: draw from the policy instead of taking its mean.
-            seed: of the policy's randomness; used where ``state`` is None.
-
-        Returns:
-            float32 ``[A]`` or ``[N, A]`` in [-1, 1], and the state for the next call.
-
-        Raises:
-            ValueError: for pictures of another type or shape, an empty prompt, or prompts that do not match N.
-        """
-        image, single = self._check(observation)
-        prompts = [prompt] * len(image) if isinstance(prompt, str) else list(prompt)
-        if len(prompts) != len(image):
-            raise ValueError(f"{len(prompts)} prompts given for {len(image)} environments")
-        task = np.stack([self.embed_prompt(text) for text in prompts])
-        fresh = state is None
-        if fresh:
-            state = {"carry": initial_carry(self.config, self.action_dim, len(image)), "steps": 0, "seed": seed}
-        if is_first is None:
-            is_first = np.full(len(image), fresh)
-        clip = self._look(state, image, np.asarray(is_first, bool))
-        key = jax.random.fold_in(jax.random.key(state["seed"]), state["steps"])
-        action, carry = self._act(
-            self.params, state["carry"], image, is_first, task, clip["embedding"], clip["has"], key, sample=sample
-        )
-        state = {"carry": carry, "steps": state["steps"] + 1, "seed": state["seed"], "clip": clip}
-        action = np.asarray(action)
-        return (action[0] if single else action), state
-
-    def _check(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:
-        image, size = np.asarray(observation), self.config.env.size
-        if image.dtype != np.uint8 or image.shape[-3:] != (size, size, 3) or image.ndim not in (3, 4):
-            raise ValueError(
-                f"observation must be uint8 [{size}, {size}, 3] or [N, {size}, {size}, 3], "
-                f"not {image.dtype} {list(image.shape)}"
-            )
-        return (image[None], True) if image.ndim == 3 else (image, False)
-
-    def _look(self, state: dict, image: np.ndarray, is_first: np.ndarray) -> dict:
-        """With ``hold`` semantics, embed the latest clip every few steps; otherwise nothing is needed."""
-        count, frames = len(image), self.encoder.num_frames
-        empty = {"embedding": np.zeros((count, self.encoder.embed_dim), np.float32), "has": np.zeros(count, bool)}
-        if self.config.imagination.semantics != "hold":
-            return empty
-        clip = dict(state.get("clip") or empty | {"frames": np.stack([image] * frames, 1), "age": np.zeros(count, int)})
-        clip["age"] = np.where(is_first, 0, clip["age"]) + 1
-        clip["frames"] = np.concatenate([clip["frames"][:, 1:], image[:, None]], 1)
-        clip["has"] = clip["has"] & ~is_first
-        due = (clip["age"] >= frames) & ((clip["age"] - frames) % REFRESH == 0)
-        if due.any():
-            latest = self.encoder.embed_video(clip["frames"])
-            clip["embedding"] = np.where(due[:, None], latest, clip["embedding"])
-            clip["has"] = clip["has"] | due
-        return clip
-
-
-class AgentPolicy:
-    """An agent as the policy of a pool: maps timesteps to actions, one prompt for each environment."""
-
-    def __init__(self, agent: Agent, prompts: Sequence[str], *, sample: bool, seed: int):
-        self._agent, self._prompts, self._sample, self._seed = agent, list(prompts), sample, seed
-        self._state = None
-
-    def __call__(self, timestep) -> np.ndarray:
-        """Return float32 ``[N, A]`` for a timestep of N rows."""
-        action, self._state = self._agent.act(
-            timestep.image, self._prompts, self._state,
-            is_first=timestep.is_first, sample=self._sample, seed=self._seed,
-        )  # fmt: skip
-        return action
 
 
 def load(run: str | Path, step: int | None = None) -> Agent:

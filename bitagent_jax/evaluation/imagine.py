@@ -9,8 +9,8 @@ import numpy as np
 from bitagent_jax.agent import visual
 from bitagent_jax.config import BODY_TASKS
 from bitagent_jax.envs.dmc import make_env
-from bitagent_jax.evaluation.video import contact_sheet, tile, write_mp4
-from bitagent_jax.inference import Agent
+from bitagent_jax.policy import Agent
+from bitagent_jax.video import contact_sheet, tile, write_mp4
 
 WARMUP = 24  # real steps before the imagined rollout branches off
 

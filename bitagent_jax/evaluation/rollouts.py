@@ -10,7 +10,7 @@ from bitagent_jax.data.collect import RandomPolicy
 from bitagent_jax.envs.pool import EnvPool
 from bitagent_jax.envs.tasks import TASKS, get_task
 from bitagent_jax.evaluation import scores
-from bitagent_jax.inference import Agent, AgentPolicy
+from bitagent_jax.policy import Agent, AgentPolicy
 from bitagent_jax.training.metrics import progress
 
 SLOTS = 32  # environments stepped at once

@@ -9,11 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bitagent_jax.agent import visual
-from bitagent_jax.evaluation.video import tile
 from bitagent_jax.training import sharding
 from bitagent_jax.training.metrics import Metrics, check_finite, progress
 from bitagent_jax.training.run import RunFolder
 from bitagent_jax.training.session import Session
+from bitagent_jax.video import tile
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from bitagent_jax.evaluation.video import check_frames
+from bitagent_jax.video import check_frames
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from bitagent_jax.data.loader import Loader
 from bitagent_jax.data.replay import Replay, load_folder
 from bitagent_jax.envs.pool import EnvPool
 from bitagent_jax.envs.tasks import get_body, get_task
-from bitagent_jax.inference import Agent, AgentPolicy
 from bitagent_jax.mllm.encoder import load_encoder
+from bitagent_jax.policy import Agent, AgentPolicy
 from bitagent_jax.training import sharding
 from bitagent_jax.training.checkpoint import Checkpoints
 from bitagent_jax.training.run import RunFolder

@@ -6,7 +6,8 @@ from pathlib import Path
 from bitagent_jax.data.collect import RandomPolicy, collect
 from bitagent_jax.envs.pool import EnvPool
 from bitagent_jax.envs.tasks import get_task
-from bitagent_jax.inference import AgentPolicy, load
+from bitagent_jax.inference import load
+from bitagent_jax.policy import AgentPolicy
 
 
 def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str | None = None, seed: int = 0,

@@ -6,7 +6,7 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
-from bitagent_jax.evaluation import video
+from bitagent_jax import video
 
 
 def gradient(count=8, height=64, width=64, blue=0):

@@ -1,0 +1,116 @@
+"""The shipped weights: the card tells the truth, embeddings are golden, and real pictures mean what they show."""
+
+import hashlib
+import json
+
+import mujoco
+import numpy as np
+import pytest
+
+from bitagent_jax.envs.tasks import TASKS
+from bitagent_jax.mllm import embedded
+from bitagent_jax.mllm.encoder import load_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder()
+
+
+@pytest.fixture(scope="module")
+def film():
+    """Return a function that shows joint positions of a body, one agent step apart: uint8 [T, 64, 64, 3]."""
+    from bitagent_jax.envs.dmc import make_env
+
+    envs = {}
+
+    def show(body, qpos):
+        if body not in envs:
+            envs[body] = make_env(f"{body}_run", seed=0, look="fast", render=True)
+            envs[body].reset()
+        physics, frames = envs[body].physics, []
+        for row in qpos:
+            physics.data.qpos[:] = row
+            mujoco.mj_forward(physics.model.ptr, physics.data.ptr)
+            frames.append(envs[body].render(64))
+        return np.stack(frames)
+
+    yield show
+    for env in envs.values():
+        env.close()
+
+
+def walker(pitch=0.0, height=0.0, speed=0.0, stride=0.0):
+    """A walker's eight frames: (z, x, pitch) and two legs that swing with the stride."""
+    time = 0.05 * np.arange(8)
+    swing = stride * np.sin(2 * np.pi * 2.5 * time)
+    zero = 0 * time
+    legs = [0.1 + swing, zero - 0.2, zero, 0.1 - swing, zero - 0.2, zero]
+    return np.column_stack([zero + height, 3 + speed * time, zero + pitch, *legs])
+
+
+def cheetah(speed):
+    """A cheetah's eight frames on its feet, its legs swinging when it moves."""
+    time = 0.02 * np.arange(8)
+    swing = 0.3 * np.sign(speed) * np.sin(2 * np.pi * 4 * time)[:, None] * [1, 1, -1, -1, 1, 1]
+    return np.column_stack([3 + speed * time, 0 * time - 0.12, 0 * time, swing])
+
+
+def spider(speed=0.0, roll=0.0, height=0.57):
+    """A quadruped's eight frames, facing along x, rolled about it."""
+    time = 0.04 * np.arange(8)
+    pose = np.tile([0, 0, height, np.cos(roll / 2), np.sin(roll / 2), *np.zeros(18)], (8, 1))
+    pose[:, 0] = speed * time
+    return pose
+
+
+def cosines(encoder, clips, prompts):
+    return encoder.embed_video(np.stack(clips)) @ encoder.embed_text(prompts).T
+
+
+def test_the_card_describes_the_file():
+    card = json.loads(embedded.CARD.read_text())
+    raw = embedded.WEIGHTS.read_bytes()
+    assert card["sha256"] == hashlib.sha256(raw).hexdigest()
+    assert card["bytes"] == len(raw) < 5_000_000
+    assert "simulator state" in card["privileged"]
+    assert set(card["tasks"]) == set(TASKS)
+
+
+def test_embeddings_are_golden(encoder):
+    frames = (np.arange(8 * 64 * 64 * 3) * 7919 % 251).astype(np.uint8).reshape(1, 8, 64, 64, 3)
+    np.testing.assert_allclose(encoder.embed_video(frames)[0, :6], GOLDEN_VIDEO, atol=2e-3)
+    np.testing.assert_allclose(encoder.embed_text(["run fast clean"])[0, :6], GOLDEN_TEXT, atol=2e-3)
+
+
+def test_a_standing_walker_stands_and_a_lying_one_lies(encoder, film):
+    clips = [film("walker", walker()), film("walker", walker(pitch=1.57, height=-1.2))]
+    table = cosines(encoder, clips, ["standing up straight", "lying on the floor"])
+    assert table[0, 0] > table[1, 0] + 0.4
+    assert table[1, 1] > table[0, 1] + 0.4
+
+
+def test_a_walker_runs_when_fast_and_stands_when_slow(encoder, film):
+    clips = [film("walker", walker(speed=v, stride=s)) for v, s in ((0, 0), (2, 0.4), (7.5, 0.7))]
+    table = cosines(encoder, clips, ["standing up straight", "walk fast clean", "run fast clean"])
+    assert table[0, 2] < table[1, 2] < table[2, 2] and table[2, 2] > table[0, 2] + 0.25
+    assert table[1, 1] > table[0, 1] + 0.25
+
+
+def test_a_faster_cheetah_runs_more_like_a_quadruped(encoder, film):
+    clips = [film("cheetah", cheetah(v)) for v in (-4, 0, 4, 9)]
+    scores = cosines(encoder, clips, ["running like a quadruped"])[:, 0]
+    assert (np.diff(scores) > 0).all() and scores[3] > scores[1] + 0.25
+
+
+def test_a_spider_on_its_feet_stands_and_one_on_its_back_does_not(encoder, film):
+    clips = [film("quadruped", spider()), film("quadruped", spider(roll=np.pi, height=0.3))]
+    table = cosines(encoder, clips, ["spider standing", "upside down"])
+    assert table[0, 0] > table[1, 0] + 0.4
+    assert table[1, 1] > table[0, 1] + 0.4
+
+
+def test_a_body_is_known_by_its_name(encoder, film):
+    clips = [film("walker", walker()), film("cheetah", cheetah(0)), film("quadruped", spider())]
+    table = cosines(encoder, clips, ["a walker", "a cheetah", "a spider"])
+    assert table.argmax(axis=1).tolist() == [0, 1, 2]
