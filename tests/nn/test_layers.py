@@ -28,11 +28,17 @@ def test_mlp_without_layers_or_output():
 
 
 def test_a_zero_output_is_exactly_zero_but_learns():
-    mlp = MLP(3, 4, 2, 2, zero_output=True, rngs=nnx.Rngs(0))
+    mlp = MLP(3, 4, 2, 2, output_scale=0.0, rngs=nnx.Rngs(0))
     x = jnp.array([[1.0, -2.0, 3.0]])
     assert not np.any(mlp(x))
     gradient = nnx.grad(lambda m: jnp.sum(m(x)))(mlp)
     assert np.any(gradient.out.kernel[...]) and not np.any(gradient.linear0.kernel[...])
+
+
+def test_output_scale_is_the_size_of_the_first_outputs():
+    kernels = [MLP(3, 400, 1, 50, output_scale=scale, rngs=nnx.Rngs(0)).out.kernel[...] for scale in (1.0, 5.0)]
+    np.testing.assert_allclose(kernels[1], 5 * kernels[0], rtol=1e-5)
+    np.testing.assert_allclose(kernels[0].std() * 400**0.5, 1, atol=0.05)
 
 
 def test_bfloat16_is_computed_in_bfloat16_with_float32_weights():
