@@ -1,12 +1,13 @@
 """The command line, ``bitagent <verb>``: parse, call, print."""
 
 import argparse
+import ast
+import importlib.util
 import logging
 import sys
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from bitagent_jax import errors
 
@@ -36,21 +37,51 @@ def parse_config(args: list[str], run: Path | None = None) -> ConfigDict:
     """
     from bitagent_jax import config as config_lib
 
-    values = flags.FlagValues()
-    if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
-        if run is None or not (run / "config.json").exists():
-            example = "--config=experiments/configs/walker.py:cpu"
-            raise ValueError(f"{run} is a new run and needs a config, for example {example}")
-        config_flags.DEFINE_config_dict("config", config_lib.read(run / "config.json"), flag_values=values)
+    files = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    if files:
+        config = _load_config(files[-1])
+    elif run is not None and (run / "config.json").exists():
+        config = config_lib.read(run / "config.json")
     else:
-        config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+        example = "--config=experiments/configs/walker.py:cpu"
+        raise ValueError(f"{run} is a new run and needs a config, for example {example}")
+    for arg in args:
+        if not arg.startswith("--config="):
+            _override(config, arg)
+    return config_lib.validate(config)
+
+
+def _override(config: ConfigDict, arg: str) -> None:
+    """Apply one ``--config.a.b=value``; the locked config keeps each field's type."""
+    from bitagent_jax.config import flatten
+
+    name, equals, text = arg.removeprefix("--config.").partition("=")
+    if not arg.startswith("--config.") or not equals:
+        raise ValueError(f"unexpected argument {arg!r}; settings are --config=FILE:ARG and --config.a.b=value")
+    fields = flatten(config)
+    if name not in fields:
+        raise errors.unknown("setting", name, fields)
     try:
-        left = values(["bitagent", *args])[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        raise ValueError(str(error).strip("\"'")) from error
-    if left:
-        raise ValueError(f"unexpected arguments {left}; settings are --config=FILE:ARG and --config.a.b=value")
-    return config_lib.validate(values["config"].value)
+        value = text if isinstance(fields[name], str) else ast.literal_eval(text)
+        config.update_from_flattened_dict({name: value})
+    except (ValueError, SyntaxError, TypeError) as error:
+        kind = type(fields[name]).__name__
+        raise ValueError(f"config.{name} takes a value like {fields[name]!r} ({kind}), not {text!r}") from error
+
+
+def _load_config(text: str) -> ConfigDict:
+    """Call ``get_config(ARG)`` of the file in ``FILE[:ARG]``."""
+    file, _, arg = text.partition(":")
+    if not Path(file).is_file():
+        raise ValueError(f"no config file {file!r}; those of this project are experiments/configs/*.py")
+    spec = importlib.util.spec_from_file_location("bitagent_config", file)
+    if spec is None:
+        raise ValueError(f"a config file is a Python file, not {file!r}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{file} defines no get_config(arg)")
+    return module.get_config(arg) if arg else module.get_config()
 
 
 def _train(args, rest) -> None:
