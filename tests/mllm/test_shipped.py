@@ -11,6 +11,9 @@ from bitagent_jax.envs.tasks import TASKS
 from bitagent_jax.mllm import embedded
 from bitagent_jax.mllm.encoder import load_encoder
 
+GOLDEN_VIDEO = [0.0238, 0.0039, -0.0307, 0.0346, -0.0949, -0.0483]
+GOLDEN_TEXT = [0.0693, 0.0634, -0.0188, -0.0353, 0.0051, 0.0555]
+
 
 @pytest.fixture(scope="module")
 def encoder():
