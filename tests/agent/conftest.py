@@ -17,6 +17,8 @@ TINY = {
     "imagination.stride": 2,
     "reward.window": 4,
     "fusion.layers": 1,
+    "world_model.logit_scale": 5.0,
+    "optim.model_lr": 3e-3,
     "optim.clip": 1e9,  # so that Adam's first moment is a tenth of the gradient
     "optim.behavior_clip": 1e9,
 }

@@ -1,0 +1,58 @@
+import jax
+import numpy as np
+import pytest
+
+from bitagent_jax.agent import visual
+from bitagent_jax.evaluation import imagine as module
+from bitagent_jax.inference import load
+
+
+@pytest.fixture(scope="module")
+def agent(trained):
+    return load(trained[0])
+
+
+def test_films_show_the_task_the_imagined_and_the_real_rollout(agent, tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(module, "contact_sheet", lambda path, frames, every: shown.update(frames) or path)
+    paths = module.imagine(agent, "Walk, fast & clean!", tmp_path, steps=6, seed=2)
+    assert paths["video"] == tmp_path / "walk_fast_clean.mp4" and paths["video"].stat().st_size > 1000
+    assert list(shown) == ["task imagination", "policy, imagined", "policy, real"]
+    for frames in shown.values():
+        assert frames.shape == (6, 64, 64, 3) and frames.dtype == np.uint8 and np.ptp(frames) > 0
+
+
+def test_an_empty_sentence_is_refused_before_anything_is_drawn(agent, tmp_path):
+    with pytest.raises(ValueError, match="a prompt must be a sentence"):
+        module.imagine(agent, " ", tmp_path / "films")
+    assert not (tmp_path / "films").exists()
+
+
+def test_a_sentence_without_letters_still_has_a_file_name(agent, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_act", lambda *_: (np.zeros((2, 64, 64, 3), np.uint8), _carry(agent)))
+    assert module.imagine(agent, "走れ", tmp_path, steps=2)["sheet"].name == "prompt.png"
+
+
+def _carry(agent):
+    from bitagent_jax.agent.acting import initial_carry
+
+    return initial_carry(agent.config, 6, 1)
+
+
+def test_open_loop_prediction_shares_the_context_and_sees_no_later_frame(agent):
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (2, 7, 64, 64, 3), dtype=np.uint8),
+        "action": rng.uniform(-1, 1, (2, 7, 6)).astype(np.float32),
+        "is_first": np.zeros((2, 7), bool),
+    }
+    draw = jax.jit(visual.open_loop, static_argnums=(0, 3))
+    frames = draw(agent.graph, agent.params, batch, 3, jax.random.key(0))
+    assert {name: value.shape for name, value in frames.items()} == dict.fromkeys(frames, (2, 7, 64, 64, 3))
+    np.testing.assert_array_equal(frames["truth"], batch["image"])
+    np.testing.assert_array_equal(frames["prediction"][:, :3], frames["posterior"][:, :3])
+    later = batch["image"].copy()
+    later[:, 3:] = 255 - later[:, 3:]
+    blind = draw(agent.graph, agent.params, batch | {"image": later}, 3, jax.random.key(0))
+    np.testing.assert_array_equal(blind["prediction"], frames["prediction"])
+    assert np.any(np.asarray(blind["posterior"]) != np.asarray(frames["posterior"]))
