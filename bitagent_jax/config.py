@@ -154,7 +154,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "behavior.layers": 2,
         "behavior.units": 128,
         "optim.model_lr": 2e-3,
-        "optim.behavior_lr": 3e-4,
+        "optim.behavior_lr": 1e-3,
         "optim.clip": 100.0,
         "optim.behavior_clip": 10.0,
         "imagination.stride": 2,

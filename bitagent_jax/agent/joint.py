@@ -250,7 +250,7 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
         for module, grad in grads.items():
             update, opt[module] = optimizer(config, module).update(grad, opt[module], params[module])
             params[module] = optax.apply_updates(params[module], update)
-            metrics[f"grad_norm/{module}"] = optax.global_norm(grad)
+            metrics[f"grad_norm/{module}"] = optax.tree.norm(grad)
         target_rate = config.joint.target_ema if stage == 2 else 1.0
         slow = {
             name: optax.incremental_update(

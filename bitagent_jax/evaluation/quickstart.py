@@ -1,12 +1,12 @@
 """The main job in one call: train from sentences, score against the random policy, film the result."""
 
-import json
 import time
 from pathlib import Path
 
 from bitagent_jax.config import make_config
 from bitagent_jax.evaluation import rollouts, scores
 from bitagent_jax.evaluation.imagine import imagine
+from bitagent_jax.evaluation.imagined import imagined_rewards
 from bitagent_jax.inference import load
 from bitagent_jax.training.loops import train
 from bitagent_jax.training.session import sentences
@@ -26,18 +26,10 @@ def quickstart(path: Path, body: str = "walker", preset: str = "cpu") -> list[sc
     films = [imagine(agent, sentence, run.videos) for sentence in sentences(config)]
     rollouts.write_scores(rows, path / "scores.json")
     print(f"\n{scores.to_text(rows)}\n")
-    print(imagined_change(path / "metrics.jsonl"))
+    print("imagined reward per step, from the same states: untrained policy -> trained policy")
+    print(*(f"  {text}: {old:.3f} -> {new:.3f}" for text, (old, new) in imagined_rewards(path).items()), sep="\n")
     print(*(f"film:        {film['video']}  (sheet {film['sheet'].name})" for film in films), sep="\n")
     print(f"checkpoints: {run.checkpoints}\nscores:      {path / 'scores.json'}")
     print(f"curves:      tensorboard --logdir {run.tensorboard}")
     print(f"done in {(time.monotonic() - began) / 60:.1f} min")
     return rows
-
-
-def imagined_change(metrics: Path) -> str:
-    """Say how the imagined reward moved over stage 2, from the rows of ``metrics.jsonl``."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    values = [row["imagined/reward"] for row in rows if "imagined/reward" in row]
-    tenth = max(1, len(values) // 10)
-    first, last = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
-    return f"imagined reward: {first:.3f} at the start of stage 2, {last:.3f} at its end"
