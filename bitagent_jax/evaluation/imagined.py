@@ -1,0 +1,56 @@
+"""Did the policy learn, in the model's own eyes? Trained and untrained actor from the same states."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bitagent_jax.agent.joint import behavior_losses
+from bitagent_jax.agent.state import build, init_state
+from bitagent_jax.data.replay import Replay, load_folder
+from bitagent_jax.envs.tasks import get_body
+from bitagent_jax.mllm.encoder import load_encoder
+from bitagent_jax.training.checkpoint import Checkpoints
+from bitagent_jax.training.run import RunFolder
+from bitagent_jax.training.session import sentences
+
+
+def imagined_rewards(path: str | Path, *, batches: int = 8, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Compare the mean imagined reward of a run's actor with that of the actor it began with.
+
+    Both act in the run's final world model, from the same states of its data, with the same noise, toward the same
+    target, so that their difference is what behaviour learning gained.
+
+    Returns:
+        sentence -> (untrained, trained) mean reward per imagined step.
+    """
+    run = RunFolder.load(path)
+    config, encoder = run.config, load_encoder(run.config.mllm.encoder)
+    told = sentences(config)
+    prompts = jnp.asarray(encoder.embed_text(list(told)))
+    graph, init = build(config, encoder.embed_dim, get_body(config.body).action_dim)
+    start = jax.jit(lambda: init_state(config, init))()
+    with Checkpoints(run.checkpoints) as checkpoints:
+        state = checkpoints.restore(jax.eval_shape(lambda: start))
+    replay = Replay(config.data.capacity)
+    load_folder(run.episodes, replay, fingerprint=encoder.fingerprint)
+
+    @jax.jit
+    def measure(params, batch, key):
+        agent, slow = nnx.merge(graph, params), nnx.merge(graph, params | state.slow)
+        observed = agent.world_model.observe(batch["image"], batch["action"], batch["is_first"], key)
+        ids = jnp.arange(batch["image"].shape[0]) % len(told)
+        _, metrics, _ = behavior_losses(agent, slow, observed, batch, prompts, ids, config, state.norms, key)
+        return jnp.stack([metrics[f"imagined/reward_{k}"] for k in range(len(told))])
+
+    actors = {"untrained": start.params["actor"], "trained": state.params["actor"]}
+    sums = {name: np.zeros(len(told)) for name in actors}
+    for i in range(batches):
+        size = max(config.train.batch, len(told))
+        batch = replay.sample(size, config.train.length, np.random.default_rng((seed, i)))
+        for name, actor in actors.items():
+            sums[name] += np.asarray(measure(state.params | {"actor": actor}, batch, jax.random.key(i)))
+    pairs = zip(sums["untrained"] / batches, sums["trained"] / batches, strict=True)
+    return {sentence: (float(before), float(after)) for sentence, (before, after) in zip(told, pairs, strict=True)}
