@@ -47,16 +47,18 @@ def test_config_errors_name_the_nearest(capsys, command, tmp_path):
     assert "many" in fails(capsys, "train", run, debug, "--config.train.batch=many")
     task = fails(capsys, "train", run, debug, "--config.tasks=('walker_fly',)")
     assert "task of body walker 'walker_fly'" in task
-    assert "empty sentence" in fails(capsys, "train", run, debug, "--config.prompts=('',)")
+    assert "empty sentence" in fails(capsys, "train", run, debug, "--config.prompts=('a', ' ', 'b')")
     assert "'--confg.train.batch=3'" in fails(capsys, "train", run, debug, "--confg.train.batch=3")
     assert "'surplus'" in fails(capsys, "train", run, debug, "surplus")
     assert not run.exists()
 
 
 def test_overrides_reach_the_config(command):
-    options = command.settings("debug,no_jbo", train__batch=6, prompts="('stand on one leg','run')")
+    options = command.settings("debug,no_jbo", train__batch=6, prompts="('stand on one leg','walk','run')")
     config = cli.parse_config(options)
-    assert config.train.batch == 6 and config.prompts == ("stand on one leg", "run") and config.joint.jbo == 0
+    assert config.train.batch == 6
+    assert config.prompts == ("stand on one leg", "walk", "run")
+    assert config.joint.jbo == 0
 
 
 def test_folders_that_are_no_runs_and_missing_checkpoints(capsys, command, trained, tmp_path):

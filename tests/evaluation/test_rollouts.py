@@ -45,12 +45,12 @@ def test_scores_are_normalised_per_task_and_over_all(agent, tmp_path):
 
 def test_the_runs_own_sentences_are_told(agent):
     assert rollouts.task_prompts(agent, ["walker_run"]) == {"walker_run": "run fast clean"}
-    agent.config.prompts = ("stand on tiptoe",)
+    agent.config.prompts = ("stand on tiptoe", "stroll", "race")
     try:
-        told = rollouts.task_prompts(agent, ["walker_stand", "walker_run"])
+        told = rollouts.task_prompts(agent, ["walker_run", "walker_stand"])
     finally:
         agent.config.prompts = ()
-    assert told == {"walker_stand": "stand on tiptoe", "walker_run": "run fast clean"}
+    assert told == {"walker_stand": "stand on tiptoe", "walker_run": "race"}
 
 
 def test_a_task_of_another_body_is_refused(agent):

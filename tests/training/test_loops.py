@@ -14,6 +14,7 @@ from bitagent_jax.data.episodes import read_episode, write_episode
 from bitagent_jax.inference import load
 from bitagent_jax.training import loops
 from bitagent_jax.training.checkpoint import Checkpoints
+from bitagent_jax.training.metrics import NonFiniteLoss
 
 
 def metrics(folder):
@@ -44,6 +45,7 @@ def test_a_corrupt_episode_is_skipped_named_and_counted(trained):
     assert "skipped 1 corrupt of" in err
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(command, trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained[0] / "episodes", folder / "episodes")
@@ -92,9 +94,10 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(trained, tmp_pa
 class Loop:
     """A session without a model: counts updates, records what is saved, and can act on a report."""
 
-    def __init__(self, on_report=lambda step: None):
+    def __init__(self, on_report=lambda step: None, bad_from: int = 100):
         self.config = make_config("walker", "debug")
         self.step = self.state = 0
+        self._bad_from = bad_from
         self.saved, self.reported, self.closed, self._on_report = [], [], 0, on_report
         self.checkpoints = SimpleNamespace(save=lambda step, state: self.saved.append((step, state)), close=self.close)
 
@@ -102,7 +105,8 @@ class Loop:
         self.closed += 1
 
     def train_step(self, stage):
-        return lambda state, batch: (state + 1, {"loss/kl": 1.0})
+        kl = lambda step: float("nan") if step >= self._bad_from else 1.0  # noqa: E731
+        return lambda step, batch: (step + 1, {"loss/kl": kl(step + 1), "loss/text": 1.0})
 
     def loader(self):
         return self
@@ -121,6 +125,14 @@ def test_the_loop_reports_and_saves_at_its_intervals_and_at_the_end():
         loops.run_stage(loop, 1, 23, loop, stop)
     assert loop.reported == [5, 10, 15, 20, 23]
     assert loop.saved == [(10, 10), (20, 20), (23, 23)] and loop.closed == 1
+
+
+@pytest.mark.parametrize("bad_from, found, saved", [(3, 5, []), (10, 10, []), (11, 15, [10]), (23, 23, [10, 20])])
+def test_no_checkpoint_is_written_once_a_loss_is_not_finite(bad_from, found, saved):
+    loop = Loop(bad_from=bad_from)
+    with loops._Sigterm() as stop, pytest.raises(NonFiniteLoss, match=f"^step {found}: not finite: loss/kl$"):
+        loops.run_stage(loop, 1, 23, loop, stop)
+    assert [step for step, _ in loop.saved] == saved and loop.closed == 1
 
 
 @pytest.mark.xfail(strict=True, reason="a signal between the two readings of stop.requested leaves without saving")
