@@ -75,8 +75,9 @@ def matching_losses(module: TaskImagination, observed, action, embedding, has, s
     """Match the task prior to the world model on data, per row.
 
     Returns:
-        ``task_kl``: ``KL(p~_psi || sg posterior)``, and ``dynamics_kl``: Eq. 9, ``KL(sg p_theta || p~_psi)``, both
-        ``[B, T]`` nats, and ``valid`` bool ``[B, T]``.
+        ``task_kl``: ``KL(sg posterior || p~_psi)``, and ``dynamics_kl``: Eq. 9, ``KL(sg p_theta || p~_psi)``, both
+        ``[B, T]`` nats, and ``valid`` bool ``[B, T]``. Both weigh by the data's side: where an embedding leaves the
+        pose open, the task prior spreads over the poses that occur instead of settling on one.
     """
     batch, length = has.shape
     clips, valid = clip_segments(embedding, has, segment)
@@ -84,7 +85,7 @@ def matching_losses(module: TaskImagination, observed, action, embedding, has, s
     prior = prior.reshape(batch, length, *prior.shape[2:])
     stop = jax.lax.stop_gradient
     return {
-        "task_kl": categorical_kl(prior, stop(observed["post"])),
+        "task_kl": categorical_kl(stop(observed["post"]), prior),
         "dynamics_kl": categorical_kl(stop(observed["prior"]), prior),
         "valid": valid.reshape(batch, length),
     }

@@ -90,7 +90,7 @@ def test_matching_losses_are_the_two_kls_with_their_gradients_into_the_task_prio
     clips, _ = clip_segments(rows, has, 8)
     task = module.rollout(clips, action.reshape(4, 8, 2), key).reshape(2, 16, 3, 4)
     kl = lambda p, q: np.sum(np.exp(p) * (p - q), (-2, -1))  # noqa: E731
-    np.testing.assert_allclose(got["task_kl"], kl(task, post), rtol=1e-4)
+    np.testing.assert_allclose(got["task_kl"], kl(post, task), rtol=1e-4)
     np.testing.assert_allclose(got["dynamics_kl"], kl(prior, task), rtol=1e-4)
     assert got["valid"].astype(int).tolist() == [[1] * 16, [0] * 8 + [1] * 8]
     gradient = jax.grad(lambda o: sum(losses(o)[name].sum() for name in ("task_kl", "dynamics_kl")))
