@@ -83,8 +83,8 @@ def fast():
 
 @pytest.fixture(scope="session")
 def compiled(prompts, batch):
-    """Return ``compiled(config, stage) -> (graph, train_step)``; equal configs share one compilation."""
-    known = {}
+    """Return ``compiled(config, stage) -> (graph, train_step)``; equal programs share one compilation."""
+    known, programs = {}, {}
 
     def make(config, stage):
         name = (config.to_json(), stage)
@@ -92,8 +92,10 @@ def compiled(prompts, batch):
             graph, init = build(config, EMBED, ACTIONS)
             state = jax.eval_shape(lambda: init_state(config, init))
             with Fast():
-                step = jax.jit(joint.make_train_step(graph, config, prompts, stage)).lower(state, batch).compile()
-            known[name] = graph, step
+                lowered = jax.jit(joint.make_train_step(graph, config, prompts, stage)).lower(state, batch)
+                text = lowered.as_text()
+                programs[text] = programs.get(text) or lowered.compile()
+            known[name] = graph, programs[text]
         return known[name]
 
     return make

@@ -176,7 +176,7 @@ def test_stage_2_moves_its_targets_slowly(tiny, shaken, compiled, batch):
 
 
 def test_a_frozen_world_model_stays_bit_for_bit(tiny, shaken, compiled, batch):
-    config = tiny("frozen_world_model,neg_kl")
+    config = tiny("frozen_world_model,no_mllm_loss")
     after, _ = compiled(config, 2)[1](shaken, batch)
     for module in ("world_model", "semantic", "task_imagination", "aligner"):
         assert same(after.params[module], shaken.params[module]), module
