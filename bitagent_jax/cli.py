@@ -19,14 +19,19 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
-        sys.exit(f"bitagent: {errors.unknown('verb', argv[0], VERBS)}")
+        _fail("bitagent", errors.unknown("verb", argv[0], VERBS))
     args, rest = _parser().parse_known_args(argv)
     try:
         VERBS[args.verb][0](args, rest)
     except EXPECTED as error:
         if type(error).__module__.startswith("jax"):  # a defect or an exhausted device: the traceback matters
             raise
-        sys.exit(f"bitagent {args.verb}: {error}")
+        _fail(f"bitagent {args.verb}", error)
+
+
+def _fail(who: str, error: Exception) -> None:
+    print(f"{who}: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def parse_config(args: list[str], run: Path | None = None) -> ConfigDict:
@@ -119,8 +124,10 @@ def _evaluate(args, rest) -> None:
     _no_more(rest)
     agent = load(args.run, args.step)
     tasks = args.tasks or list(agent.config.tasks)
+    if not tasks:
+        raise ValueError(f"{args.run} learnt sentences without tasks; name what to score with --tasks")
     rows = rollouts.evaluate(
-        agent, tasks, args.episodes or agent.config.eval.episodes,
+        agent, tasks, agent.config.eval.episodes if args.episodes is None else args.episodes,
         prompt=_sentence(args.prompt), with_random=args.random, seed=args.seed,
     )  # fmt: skip
     print(scores.to_text(rows))

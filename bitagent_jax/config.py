@@ -314,7 +314,10 @@ def read(path: Path) -> ConfigDict:
     Raises:
         ValueError: if the file holds a field this version does not know, or lacks one.
     """
-    stored = json.loads(path.read_text())
+    try:
+        stored = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     config = defaults()
     known = flatten(config)
     for key in stored:

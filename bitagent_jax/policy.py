@@ -62,6 +62,8 @@ class Agent:
         prompts = [prompt] * len(image) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(image):
             raise ValueError(f"{len(prompts)} prompts given for {len(image)} environments")
+        if state is not None and len(state["carry"]["deter"]) != len(image):
+            raise ValueError(f"{len(image)} pictures given, but the state is of {len(state['carry']['deter'])}")
         task = np.stack([self.embed_prompt(text) for text in prompts])
         fresh = state is None
         if fresh:

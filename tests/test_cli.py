@@ -28,7 +28,6 @@ def test_help_and_an_unknown_verb(capsys):
     assert "verb" in fails(capsys)
 
 
-@pytest.mark.xfail(strict=True, reason="sys.exit(message) ends with status 1; the docstring promises 2")
 def test_errors_end_with_status_2(command, tmp_path):
     command.run("evaluate", tmp_path, code=2)
 

@@ -87,7 +87,7 @@ def routed_gradients(losses: Callable, params: dict, table: dict[str, Row]) -> t
 
 def masked(loss: jax.Array, mask: jax.Array) -> jax.Array:
     """Zero the rows outside the mask and rescale, so that the mean is over the rows inside: ``[B, T]``."""
-    return jnp.where(mask, loss, 0.0) / jnp.maximum(jnp.mean(mask), 1e-3)
+    return jnp.where(mask, loss, 0.0) / jnp.maximum(jnp.mean(mask), 1 / mask.size)
 
 
 def model_losses(agent, observed: dict, batch: dict, task: jax.Array, config: ConfigDict, key) -> tuple[dict, dict]:

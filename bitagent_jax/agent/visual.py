@@ -48,10 +48,20 @@ def task_frames(graph: nnx.GraphDef, params, task: jax.Array, steps: int) -> jax
     return to_uint8(agent.world_model.decode({"deter": deter, "stoch": stoch}))[0]
 
 
-def policy_frames(graph: nnx.GraphDef, params, carry: dict, task: jax.Array, steps: int, key) -> jax.Array:
-    """Decode the policy's imagined rollout from one environment's memory: uint8 ``[steps, 64, 64, 3]``."""
+def policy_frames(graph, params, carry: dict, task, embedding, has, steps: int, semantics: str, key) -> jax.Array:
+    """Decode the policy's imagined rollout from one environment's memory: uint8 ``[steps, 64, 64, 3]``.
+
+    Args:
+        carry: what ``act`` returned for one environment.
+        task: ``tau [D]``.
+        embedding, has: the clip's frozen ``e_v [1, D]`` and whether there is one ``[1]``; used with ``hold``.
+        semantics: ``imagination.semantics`` of the run.
+    """
     agent = nnx.merge(graph, params)
     start = {name: carry[name] for name in ("deter", "stoch")}
-    embedding = agent.read_semantics(start, task[None])
-    path = behavior.rollout(agent, start, embedding, jnp.ones((1,), bool), task[None], steps, "decode", key)
+    if semantics == "decode":
+        embedding, has = agent.read_semantics(start, task[None]), jnp.ones_like(has)
+    else:
+        embedding = agent.adapt(embedding)
+    path = behavior.rollout(agent, start, embedding, has, task[None], steps, semantics, key)
     return to_uint8(agent.world_model.decode({name: path[name] for name in ("deter", "stoch")}))[0]

@@ -20,13 +20,18 @@ def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str 
         episodes: how many.
         run: a run folder whose policy acts, told each task's prompt and sampling; None acts at random.
         seed: of environments and policy.
-        num_envs: environments stepped at once.
+        num_envs: environments stepped at once; at least one a task.
 
     Returns:
         the paths written.
     """
-    slots = [get_task(tasks[i % len(tasks)]).name for i in range(max(1, min(num_envs, episodes)))]
+    if episodes < 1 or num_envs < 1:
+        raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
     agent = load(run) if run else None
+    for task in tasks:
+        if agent is not None and get_task(task).body != agent.config.body:
+            raise ValueError(f"task {task} is not of the run's body {agent.config.body}")
+    slots = [get_task(tasks[i % len(tasks)]).name for i in range(max(len(tasks), min(num_envs, episodes)))]
     settings = {} if agent is None else {name: agent.config.env[name] for name in ("size", "action_repeat", "look")}
     with EnvPool(slots, seed=seed, **settings) as pool:
         if agent is None:

@@ -38,14 +38,15 @@ def imagine(agent: Agent, sentence: str, folder: str | Path, *, steps: int = 32,
         name, seed=seed, size=config.env.size, action_repeat=config.env.action_repeat, look=config.env.look
     )
     try:
-        real, carry = _act(agent, env, sentence, steps, seed)
+        real, branch = _act(agent, env, sentence, steps, seed)
     finally:
         env.close()
     key = jax.random.key(seed)
     frames = {
         "task imagination": jax.jit(visual.task_frames, static_argnums=(0, 3))(agent.graph, agent.params, task, steps),
-        "policy, imagined": jax.jit(visual.policy_frames, static_argnums=(0, 4))(
-            agent.graph, agent.params, carry, task, steps, key
+        "policy, imagined": jax.jit(visual.policy_frames, static_argnums=(0, 6, 7))(
+            agent.graph, agent.params, branch["carry"], task, branch["clip"]["embedding"], branch["clip"]["has"],
+            steps, config.imagination.semantics, key,
         ),
     }
     frames = {label: np.asarray(value) for label, value in frames.items()} | {"policy, real": real}
@@ -63,7 +64,7 @@ def _act(agent: Agent, env, sentence: str, steps: int, seed: int) -> tuple[np.nd
     for step in range(WARMUP + steps):
         action, state = agent.act(image, sentence, state, seed=seed)
         if step == WARMUP - 1:
-            branch = state["carry"]
+            branch = state
         image, *_ = env.step(action)
         frames.append(image)
     return np.stack(frames[WARMUP - 1 : WARMUP - 1 + steps]), branch

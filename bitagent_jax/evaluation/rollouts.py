@@ -1,6 +1,5 @@
 """Episodes in the real simulator: returns of a policy, of the random policy, and the scores made of them."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -95,6 +94,8 @@ def evaluate(agent: Agent, tasks: Sequence[str], episodes: int, *, prompt: str =
     Returns:
         one row a task and a last one over all.
     """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
     for task in tasks:
         if get_task(task).body != agent.config.body:
             raise ValueError(f"task {task} is not of the run's body {agent.config.body}")
@@ -110,5 +111,4 @@ def write_scores(rows: list[scores.Row], path: Path) -> Path:
     """Write the rows as JSON and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(scores.to_json(rows))
-    json.loads(path.read_text())
     return path

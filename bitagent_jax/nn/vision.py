@@ -1,7 +1,7 @@
 """Image encoders and decoders whose convolutions are written as matrix products.
 
 A k4 stride-2 convolution equals space-to-depth followed by a 2x2 convolution, and a k6 stride-2 transposed
-convolution equals a 3x3 convolution followed by depth-to-space (k5 is its crop with the odd taps at zero).  As
+convolution equals a 3x3 convolution followed by depth-to-space; cropped, it stands in for a k5 one.  As
 shifted slices and one matrix product both run faster than XLA's own CPU convolutions, and map onto matrix units.
 """
 
@@ -53,7 +53,7 @@ class ConvEncoder(nnx.Module):
 
 
 class ConvDecoder(nnx.Module):
-    """Transposed convolutions 1 -> 5 -> 13 -> 30 -> 64 (kernels 5, 5, 6, 6, stride 2)."""
+    """Transposed convolutions of stride 2, 1 -> 5 -> 13 -> 30 -> 64; all but the first have kernel 6."""
 
     def __init__(self, inputs: int, depth: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         channels = [inputs, 4 * depth, 2 * depth, depth, 3]

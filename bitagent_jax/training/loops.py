@@ -53,7 +53,8 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
                 batch = next(loader)
                 session.state, values = train_step(session.state, batch)
                 step += 1
-                last = step == until or stop.requested
+                leaving = stop.requested
+                last = step == until or leaving
                 if last or step % every.log_every == 0 or step % every.checkpoint_every == 0:
                     floats = check_finite(step, values)
                     metrics.scalars(step, floats | {"stage": stage, "steps_per_second": bar.rate})
@@ -63,7 +64,7 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
                 if every.video_every and step % every.video_every == 0:
                     metrics.video(step, "open_loop", open_loop_video(session, batch))
                 bar.update()
-                if stop.requested:
+                if leaving:
                     session.checkpoints.close()
                     raise SystemExit(143)
     finally:

@@ -120,7 +120,7 @@ class Session:
         have = len(list_episodes(folder))
         if not self.config.data.folder and have < wanted and jax.process_index() == 0:
             tasks = tuple(self.config.tasks) or BODY_TASKS[self.config.body]
-            slots = min(self.config.env.num_envs, wanted)
+            slots = max(len(tasks), min(self.config.env.num_envs, wanted))
             seed = self.config.seed
             with self._pool([tasks[i % len(tasks)] for i in range(slots)]) as pool:
                 policy = RandomPolicy(pool.action_dim, seed)
