@@ -159,7 +159,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim.behavior_clip": 1.0,
         "imagination.stride": 2,
         "train.stage1_steps": 800,
-        "train.stage2_steps": 500,
+        "train.stage2_steps": 400,
         "train.batch": 16,
         "train.length": 16,
         "train.log_every": 20,
