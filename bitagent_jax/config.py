@@ -263,14 +263,14 @@ def validate(config: ConfigDict) -> ConfigDict:
             raise errors.unknown(f"task of body {config.body}", task, BODY_TASKS[config.body])
     if not config.tasks and not config.prompts:
         raise ValueError("config.tasks and config.prompts are both empty: nothing to learn")
+    for prompt in config.prompts:
+        if not prompt.strip():
+            raise ValueError("config.prompts holds an empty sentence")
     if config.tasks and config.prompts and len(config.tasks) != len(config.prompts):
         raise ValueError(
             f"config.prompts holds {len(config.prompts)} sentences for {len(config.tasks)} tasks; give one for each "
             "task, or set config.tasks=() for sentences that no task's reward scores"
         )
-    for prompt in config.prompts:
-        if not prompt.strip():
-            raise ValueError("config.prompts holds an empty sentence")
     _check_lengths(config)
     return config
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,7 +55,7 @@ def run(*args, code: int = 0, devices: int = 1) -> tuple[str, str]:
 @pytest.fixture(scope="session")
 def command():
     """The command line: ``command.run``, ``command.start`` and ``command.settings``."""
-    return sys.modules[__name__]
+    return SimpleNamespace(run=run, start=start, settings=settings, ROOT=ROOT, WALKER=WALKER, SMALL=SMALL)
 
 
 @pytest.fixture(scope="session")

@@ -29,14 +29,12 @@ def test_an_empty_sentence_is_refused_before_anything_is_drawn(agent, tmp_path):
 
 
 def test_a_sentence_without_letters_still_has_a_file_name(agent, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_act", lambda *_: (np.zeros((2, 64, 64, 3), np.uint8), _carry(agent)))
+    monkeypatch.setattr(module, "_act", lambda *_: (np.zeros((2, 64, 64, 3), np.uint8), _branch(agent)))
     assert module.imagine(agent, "走れ", tmp_path, steps=2)["sheet"].name == "prompt.png"
 
 
-def _carry(agent):
-    from bitagent_jax.agent.acting import initial_carry
-
-    return initial_carry(agent.config, 6, 1)
+def _branch(agent):
+    return agent.act(np.zeros((1, 64, 64, 3), np.uint8), "stand")[1]
 
 
 def test_open_loop_prediction_shares_the_context_and_sees_no_later_frame(agent):
