@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on this machine: installs into .venv, checks rendering, then trains and evaluates walker
-# from the sentences for stand, walk and run (a CPU with 2 cores: about 12 minutes). Run it again to resume.
+# from the sentences for stand, walk and run (2 CPU cores: README.md says how long). Run it again to resume.
 # Usage: bash launch/quickstart.sh [options of `bitagent quickstart`]
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 make_venv
