@@ -1,9 +1,10 @@
 """The two towers of the embedded encoder: frames of a clip, and hashed sentences, to one space of unit vectors.
 
-Nothing here convolves: XLA's CPU convolutions are slow, so frames are cut into patches and mixed by matrix
-products (MLP-Mixer, Tolstikhin et al. 2021). The stem sees a frame together with the frame before it. How the
-floor slides past is measured, not learned: bands of a frame are correlated with the same bands of an earlier
-frame at every shift of a few pixels. All of that is done once per frame; a window costs only the head.
+XLA's CPU convolutions are slow, so frames are cut into patches and mixed by matrix products (MLP-Mixer,
+Tolstikhin et al. 2021). The stem sees a frame together with the frame before it. How the floor slides past is
+measured, not learned: bands of a frame are correlated with the same bands of an earlier frame at every shift of
+a few pixels. Where the body faces may show in a few pixels only (a spider's eyes), so the middle of the picture
+is also looked at closely. All of that is done once per frame; a window costs only the head.
 """
 
 from typing import NamedTuple
@@ -27,6 +28,9 @@ _WORD = 64
 _BANDS = 16
 _LAGS = (1, 4)
 _REACH = (16, 8)
+_MIDDLE = slice(20, 44)
+CLOSE = 64
+_LOOKS = slice(1, None, 2)  # frames of a window that are looked at closely
 _SHIFTS = _BANDS * sum(2 * reach + 1 for reach in _REACH)
 
 
@@ -41,6 +45,13 @@ def patchify(images: jax.Array, size: int) -> jax.Array:
     x = images.reshape(*lead, height // size, size, width // size, size, channels)
     x = jnp.moveaxis(x, -3, -4)
     return x.reshape(*lead, (height // size) * (width // size), size * size * channels)
+
+
+def unfold(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """Gather every window of a convolution without padding: [..., H, W, C] to [..., H', W', size * size * C]."""
+    rows, columns = (side - size + 1 for side in x.shape[-3:-1])
+    parts = [x[..., i : i + rows : stride, j : j + columns : stride, :] for i in range(size) for j in range(size)]
+    return jnp.concatenate(parts, -1)
 
 
 def correlate(frames: jax.Array, lags: tuple[int, ...] = _LAGS) -> tuple[jax.Array, ...]:
@@ -85,10 +96,14 @@ def _fourier(reach: int) -> tuple:
 
 
 class Rows(NamedTuple):
-    """What is computed once per frame: pair features [..., T-1, FEATURES], correlations [..., T-lag, 800] per lag."""
+    """What is computed once per frame.
+
+    Pair features [..., T-1, FEATURES], correlations [..., T-lag, 800] per lag, close-ups [..., T, 64].
+    """
 
     pairs: jax.Array
     slides: tuple[jax.Array, ...]
+    close: jax.Array
 
     def windows(self, count: int) -> "Rows":
         """Gather rows of ``count`` sliding windows of N frames each: a new axis of windows before the rows."""
@@ -97,6 +112,7 @@ class Rows(NamedTuple):
         return Rows(
             self.pairs[starts + jnp.arange(NUM_FRAMES - 1)],
             tuple(slide[starts + jnp.arange(NUM_FRAMES - lag)] for slide, lag in slides),
+            self.close[starts + jnp.arange(NUM_FRAMES)[_LOOKS]],
         )
 
 
@@ -119,6 +135,24 @@ class Mixer(nnx.Module):
         return x + self.channels_out(nnx.gelu(y))
 
 
+class CloseUp(nnx.Module):
+    """The middle 24 x 24 pixels at full resolution through three 3 x 3 convolutions."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.conv1 = nnx.Linear(9 * 3, 32, rngs=rngs)
+        self.conv2 = nnx.Linear(9 * 32, 48, rngs=rngs)
+        self.conv3 = nnx.Linear(9 * 48, 64, rngs=rngs)
+        self.norm = nnx.LayerNorm(64, rngs=rngs)
+        self.flat = nnx.Linear(8 * 8 * 64, CLOSE, rngs=rngs)
+
+    def __call__(self, frames: jax.Array) -> jax.Array:
+        """Map frames [..., 64, 64, 3], values around zero, to features [..., 64]."""
+        x = nnx.gelu(self.conv1(unfold(frames[..., _MIDDLE, _MIDDLE, :], 3, 1)))
+        x = nnx.gelu(self.conv2(unfold(x, 3, 2)))
+        x = nnx.gelu(self.norm(self.conv3(unfold(x, 3, 1))))
+        return nnx.gelu(self.flat(x.reshape(*x.shape[:-3], -1)))
+
+
 class VideoTower(nnx.Module):
     """Frames to one feature row per pair of neighbouring frames, and rows of a window to an embedding."""
 
@@ -133,23 +167,26 @@ class VideoTower(nnx.Module):
         self.step = nnx.Linear(FEATURES, 96, rngs=rngs)
         self.whole = nnx.Linear(pairs * 96 + FEATURES, FEATURES, rngs=rngs)
         self.motion = nnx.Linear(len(_LAGS) * _SHIFTS, 128, rngs=rngs)
-        self.fuse = nnx.Linear(FEATURES + 128, 2 * 192, rngs=rngs)
+        self.close = CloseUp(rngs=rngs)
+        self.fuse = nnx.Linear(FEATURES + 128 + CLOSE, 2 * 192, rngs=rngs)
         self.fused = nnx.Linear(192, FEATURES, rngs=rngs)
         self.norm_head = nnx.LayerNorm(FEATURES, rngs=rngs)
         self.hidden = nnx.Linear(FEATURES, FEATURES, rngs=rngs)
         self.out = nnx.Linear(FEATURES, EMBED_DIM, rngs=rngs)
 
-    def rows(self, frames: jax.Array) -> Rows:
-        """Encode frames [..., T, 64, 64, 3] (0..255), T >= 5, to rows of neighbouring frames and correlations."""
+    def rows(self, frames: jax.Array, looks: slice = slice(None)) -> Rows:
+        """Encode frames [..., T, 64, 64, 3] (0..255), T >= 5, to rows; only ``looks`` of them get a close-up."""
         frames = frames.astype(jnp.float32)
         slides = correlate(frames)
-        x = self.stem(patchify(frames / 64.0 - 1.5, PATCH))
+        frames = frames / 64.0 - 1.5
+        close = self.close(frames[..., looks, :, :, :])
+        x = self.stem(patchify(frames, PATCH))
         before, now = jnp.split(x, 2, axis=-1)
         x = nnx.gelu(before[..., :-1, :, :] + now[..., 1:, :, :])
         x = self.fine(x)
         x = patchify(x.reshape(*x.shape[:-2], _GRID, _GRID, _CHANNELS), 2)
         x = self.norm(self.coarse(self.merge(x)))
-        return Rows(nnx.gelu(self.flat(x.reshape(*x.shape[:-2], -1))), slides)
+        return Rows(nnx.gelu(self.flat(x.reshape(*x.shape[:-2], -1))), slides, close)
 
     def head(self, rows: Rows) -> jax.Array:
         """Embed the rows of windows of N frames to unit vectors [..., D].
@@ -161,14 +198,18 @@ class VideoTower(nnx.Module):
         x = nnx.gelu(self.whole(x))
         slide = jnp.concatenate([slide.mean(-2) for slide in rows.slides], -1)
         slide = nnx.gelu(self.motion(4.0 * slide))
-        value, gate = jnp.split(self.fuse(jnp.concatenate([x, slide], -1)), 2, -1)
+        value, gate = jnp.split(self.fuse(jnp.concatenate([x, slide, rows.close.mean(-2)], -1)), 2, -1)
         x = x + self.fused(value * nnx.gelu(gate))
         x = x + nnx.gelu(self.hidden(self.norm_head(x)))
         return unit(self.out(x))
 
+    def clip_rows(self, clips: jax.Array) -> Rows:
+        """Encode clips of N frames [B, N, 64, 64, 3] (0..255) to what the head reads of each."""
+        return self.rows(clips, _LOOKS)
+
     def __call__(self, clips: jax.Array) -> jax.Array:
         """Embed clips [B, N, 64, 64, 3] (0..255) to unit vectors [B, D]."""
-        return self.head(self.rows(clips))
+        return self.head(self.clip_rows(clips))
 
 
 class TextTower(nnx.Module):

@@ -24,9 +24,12 @@ STEPS = 12
 KINDS = ("puppet", "random", "thrown")
 SHARES = (0.46, 0.38, 0.16)
 FIELDS = (
-    "height upright speed rise spin pitch feet_low feet_high clearance motion side stand walk run".split()
+    "height upright speed rise spin pitch feet_low feet_high clearance motion side nose_x nose_y stand walk run".split()
 )
-"""Measured in every frame: metres, cosines, m/s, rad/s, radians; the last three are the tasks' own rewards."""
+"""Measured in every frame: metres, cosines, m/s, rad/s, radians; the last three are the tasks' own rewards.
+
+``nose_x`` and ``nose_y`` are the horizontal components of the torso's forward axis: where the body faces.
+"""
 _PART = 250
 
 
@@ -55,9 +58,9 @@ def parts(scale: float = 1.0) -> list[Part]:
                 out.append(Part("train", body, "fast", number, _PART, 1000 * index + number))
     for index, body in enumerate(counts):
         for number in range(3):
-            out.append(Part("test", body, "fast", number, 200, 500_000 + 1000 * index + number))
+            out.append(Part("test", body, "fast", number, 200, 600_000 + 1000 * index + number))
         out.append(Part("train", body, "stock", 0, 120, 900_000 + index))
-        out.append(Part("test", body, "stock", 0, 30, 910_000 + index))
+        out.append(Part("test", body, "stock", 0, 30, 920_000 + index))
     order = {"test": 0, "train": 1}
     return sorted(out, key=lambda part: (part.number, order[part.split]))
 
@@ -110,8 +113,9 @@ class Studio:
             own = float(data.sensordata["torso_subtreelinvel"][0]), rise, joints[2]
             pitch, joints = np.arctan2(data.xmat["torso", "xz"], zz), joints[3:]
         height, moving = data.xpos["torso", "z"], np.sqrt(np.mean(np.square(joints)))
-        side = abs(data.xmat["torso", "zy"])
-        return np.array([height, zz, *own, pitch, *feet, lowest_point(physics), moving, side, *rewards], np.float32)
+        side, nose = abs(data.xmat["torso", "zy"]), (data.xmat["torso", "xx"], data.xmat["torso", "yx"])
+        state = [height, zz, *own, pitch, *feet, lowest_point(physics), moving, side, *nose, *rewards]
+        return np.array(state, np.float32)
 
     def _film(self, frames):
         shots = [(self.camera.render(), self.measure()) for _ in frames]

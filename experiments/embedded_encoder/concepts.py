@@ -100,13 +100,18 @@ def _running(body):
 
 
 def _stand_reward(body):
-    """Grade standing: the stand task's reward, a little less when fast or (quadruped) flat on the floor."""
+    """Grade standing: increasing in the stand task's reward, a little less when fast or flat on the floor.
+
+    A quadruped's reward is above .95 for every upright pose, so it is stretched there.
+    """
 
     def score(w):
         if body == "walker":
             return w.stand * (1 - 0.2 * ramp(abs(w.speed), 1.5, 6))
-        base = w.stand if body == "quadruped" else (1 + w.upright) / 2
-        return base * (0.9 + 0.1 * ramp(w.height, 0.2, 0.45)) * (1 - 0.12 * ramp(abs(w.speed), 1.5, 5))
+        if body == "quadruped":
+            base = 1 - np.sqrt(1 - np.clip(w.stand, 0, 1))
+            return base * (0.95 + 0.05 * ramp(w.height, 0.2, 0.45)) * (1 - 0.06 * ramp(abs(w.speed), 1.5, 5))
+        return (1 + w.upright) / 2 * (0.9 + 0.1 * ramp(w.height, 0.2, 0.45)) * (1 - 0.12 * ramp(abs(w.speed), 1.5, 5))
 
     return score
 

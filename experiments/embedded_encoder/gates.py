@@ -195,7 +195,7 @@ def make_card(weights: Path, data: Path, run: dict) -> dict:
             for body in BODIES
         }
         | {"frames_per_sequence": clips.STEPS, "kinds": dict(zip(clips.KINDS, clips.SHARES, strict=True)),
-           "seeds": "clips.parts(): train below 500000, test above; stock look from 900000"},
+           "seeds": "clips.parts(): train below 600000, test above; stock look from 900000"},
         "training": run,
         "versions": {name: importlib.metadata.version(name) for name in
                      ("jax", "flax", "optax", "numpy", "dm-control", "mujoco")} | {"python": platform.python_version()},

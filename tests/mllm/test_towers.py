@@ -1,8 +1,10 @@
 """The correlations that measure motion: known shifts are found, brightness does not matter."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from bitagent_jax.mllm import towers
 
@@ -53,7 +55,30 @@ def test_correlations_ignore_brightness_and_untextured_bands():
 
 
 def test_windows_of_rows_are_the_rows_of_windows():
-    rows = towers.Rows(jnp.arange(9.0)[:, None], (jnp.arange(9.0)[:, None], jnp.arange(6.0)[:, None]))
+    slides = jnp.arange(9.0)[:, None], jnp.arange(6.0)[:, None]
+    rows = towers.Rows(jnp.arange(9.0)[:, None], slides, jnp.arange(10.0)[:, None])
     windows = rows.windows(3)
     assert windows.pairs[2, :, 0].tolist() == [2, 3, 4, 5, 6, 7, 8]
     assert windows.slides[1][2, :, 0].tolist() == [2, 3, 4, 5]
+    assert windows.close[2, :, 0].tolist() == [3, 5, 7, 9]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_unfolding_and_a_product_convolve(stride):
+    rng = np.random.default_rng(0)
+    picture, kernel = rng.normal(size=(2, 9, 9, 3)), rng.normal(size=(3, 3, 3, 5))
+    expected = jax.lax.conv_general_dilated(
+        picture, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    found = towers.unfold(jnp.asarray(picture), 3, stride) @ kernel.reshape(27, 5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_close_ups_see_the_middle_of_the_picture_alone():
+    tower = towers.CloseUp(rngs=nnx.Rngs(0))
+    frame = np.zeros((64, 64, 3), np.float32)
+    edge, middle = frame.copy(), frame.copy()
+    edge[:20], edge[44:], edge[:, :20], edge[:, 44:] = 1, 1, 1, 1
+    middle[31, 33] = 1
+    np.testing.assert_array_equal(tower(frame), tower(edge))
+    assert np.abs(tower(frame) - tower(middle)).max() > 1e-3
