@@ -40,6 +40,7 @@ BODIES = {
         Body("walker", camera=0, action_dim=6),
         Body("cheetah", camera=0, action_dim=6),
         Body("quadruped", camera=2, action_dim=12),
+        Body("stickman", camera=0, action_dim=10),
     )
 }
 
@@ -50,10 +51,34 @@ TASKS = {
         Task("walker_stand", "walker", "standing up straight", 150, 970),
         Task("walker_walk", "walker", "walk fast clean", 45, 960),
         Task("walker_run", "walker", "run fast clean", 30, 770),
+        Task("walker_one_foot", "walker", "stand on one foot", 20, 955),
+        Task("walker_high_kick", "walker", "stand up and kick", 25, 960),
+        Task("walker_lying_down", "walker", "lying down horizontally", 170, 975),
+        Task("walker_sit_knees", "walker", "praying", 100, 945),
+        Task("walker_lunge_pose", "walker", "lunge_pose", 150, 945),
+        Task("walker_flipping", "walker", "doing backflips", 20, 720),
         Task("quadruped_stand", "quadruped", "spider standing", 15, 990),
         Task("quadruped_walk", "quadruped", "spider walking fast", 10, 960),
         Task("quadruped_run", "quadruped", "spider running fast", 10, 930),
+        Task("quadruped_jump", "quadruped", "spider jumping", 15, 875),
+        Task("quadruped_two_legs", "quadruped", "on two legs", 14, 875),
+        Task("quadruped_lie_down", "quadruped", "lying down", 750, 965),
+        Task("stickman_stand", "stickman", "standing up", 70, 970),
+        Task("stickman_walk", "stickman", "robot walk fast clean", 35, 960),
+        Task("stickman_run", "stickman", "robot run fast clean", 25, 830),
+        Task("stickman_flipping", "stickman", "doing flips", 45, 790),
+        Task("stickman_one_foot", "stickman", "stand on one foot", 20, 865),
+        Task("stickman_high_kick", "stickman", "stand up and kick", 55, 920),
+        Task("stickman_lying_down", "stickman", "lying down horizontally", 380, 965),
+        Task("stickman_legs_up", "stickman", "lifting legs up while lying down", 115, 935),
+        Task("stickman_sit_knees", "stickman", "praying", 40, 966),
+        Task("stickman_lunge_pose", "stickman", "lunge_pose", 100, 950),
+        Task("stickman_headstand", "stickman", "headstand", 180, 955),
+        Task("stickman_boxing", "stickman", "punch", 80, 920),
+        Task("stickman_hands_up", "stickman", "standing with the hands up", 5, 830),
         Task("cheetah_run", "cheetah", "running like a quadruped", 9, 890),
+        Task("cheetah_standing", "cheetah", "standing like a human", 5, 930),
+        Task("cheetah_lying_down", "cheetah", "lying down", 430, 920),
     )
 }
 
