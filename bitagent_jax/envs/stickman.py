@@ -62,6 +62,4 @@ def build(goal: str) -> control.Environment:
     """Make the environment of a goal in ``REWARDS``, without a time limit."""
     xml = Path(__file__).with_suffix(".xml").read_text()
     physics = Physics.from_xml_string(xml, common.ASSETS)
-    return control.Environment(
-        physics, planar.Pose(REWARDS[goal], random=0), control_timestep=planar.CONTROL_TIMESTEP
-    )
+    return control.Environment(physics, planar.Pose(REWARDS[goal], random=0), control_timestep=planar.CONTROL_TIMESTEP)

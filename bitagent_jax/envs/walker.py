@@ -25,6 +25,4 @@ def build(goal: str) -> control.Environment:
     if goal not in REWARDS:
         return suite.load("walker", goal, task_kwargs={"random": 0, "time_limit": float("inf")})
     physics = planar.Physics.from_xml_string(*walker.get_model_and_assets())
-    return control.Environment(
-        physics, planar.Pose(REWARDS[goal], random=0), control_timestep=planar.CONTROL_TIMESTEP
-    )
+    return control.Environment(physics, planar.Pose(REWARDS[goal], random=0), control_timestep=planar.CONTROL_TIMESTEP)
