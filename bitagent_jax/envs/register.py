@@ -47,11 +47,12 @@ def register_env(
         raise ValueError(f"body {body} needs at least one task: goal -> (prompt, random score, expert score)")
     row = Body(body, int(action_dim), control_steps=int(control_steps), factory=factory_name(factory))
     rows = {f"{body}_{goal}": Task(f"{body}_{goal}", body, *scale) for goal, scale in tasks.items()}
-    for table, new in ((BODIES, {body: row}), (TASKS, rows)):
-        for name, value in new.items():
-            if table.get(name, value) != value:
-                raise ValueError(f"{name} is already registered as {table[name]}, not as {value}")
-        table.update(new)
+    for name, value in ({body: row} | rows).items():
+        known = (BODIES | TASKS).get(name, value)
+        if known != value:
+            raise ValueError(f"{name} is already registered as {known}, not as {value}")
+    BODIES[body] = row
+    TASKS.update(rows)
     scales = tuple((task.goal, *task[2:]) for task in rows.values())
     _own[body] = dict(factory=row.factory, action_dim=row.action_dim, control_steps=row.control_steps, tasks=scales)
 
