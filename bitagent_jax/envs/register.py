@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
 from bitagent_jax.envs.tasks import BODIES, TASKS, Body, Task
 
 Scale = tuple[str, float, float]
@@ -16,7 +14,7 @@ _own: dict[str, dict[str, Any]] = {}
 
 def register_env(
     body: str,
-    factory: Callable[[str], gymnasium.Env] | str,
+    factory: Callable[[str], Any] | str,
     *,
     action_dim: int,
     control_steps: int,
@@ -28,7 +26,7 @@ def register_env(
 
     Args:
         body: its name, of letters, digits and underscores.
-        factory: called with the goal, returns an environment with a bounded one-dimensional Box of actions,
+        factory: called with the goal, returns a gymnasium environment with a bounded one-dimensional Box of actions,
             and either pictures (uint8 [H, W, 3]) as observations or ``render_mode="rgb_array"``. Worker processes
             import it by name: a function at the top level of a module or file, or its name as a string,
             ``"module:function"`` or ``"file.py:function"``.
