@@ -3,7 +3,7 @@
 Command:   bitagent train runs/kitchen --config=experiments/configs/kitchen.py:cpu
 Install:   pip install 'bitagent_jax[kitchen]'
 Argument:  comma-separated presets (debug, cpu, paper) and ablations (no_tamf, no_jbo, neg_kl, hold, ...)
-Hardware:  cpu: 2 cores, about a quarter of an hour; paper: one data-centre GPU or a TPU slice
+Hardware:  one data-centre GPU that also renders: software OpenGL draws about one picture a CPU-second
 """
 
 from bitagent_jax.config import make_config
