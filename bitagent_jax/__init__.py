@@ -13,6 +13,7 @@ _PUBLIC = {
     "make_config": "bitagent_jax.config",
     "make_env": "bitagent_jax.envs.dmc",
     "EnvPool": "bitagent_jax.envs.pool",
+    "register_env": "bitagent_jax.envs.register",
     "Encoder": "bitagent_jax.mllm.encoder",
     "load_encoder": "bitagent_jax.mllm.encoder",
     "train": "bitagent_jax.training.loops",

@@ -12,6 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bitagent_jax import errors
+from bitagent_jax.envs import register
+from bitagent_jax.envs.tasks import BODIES, tasks_of
 
 CLIP = 8  # frames of a clip, N in the paper
 
@@ -42,6 +44,12 @@ def defaults() -> ConfigDict:
                 "look": "auto",
                 "num_envs": 4,
                 "workers": 0,  # 0 = one per core
+            },
+            "custom": {  # a body of one's own, as register_env was told of it; make_config fills these in
+                "factory": "",
+                "action_dim": 0,
+                "control_steps": 0,
+                "tasks": (),
             },
             "data": {
                 "folder": "",  # "" = RUN/episodes
@@ -202,6 +210,8 @@ BODY_TASKS: dict[str, tuple[str, ...]] = {
     "walker": ("walker_stand", "walker_walk", "walker_run"),
     "cheetah": ("cheetah_run",),
     "quadruped": ("quadruped_stand", "quadruped_walk", "quadruped_run"),
+    "stickman": ("stickman_stand", "stickman_walk", "stickman_run"),
+    "kitchen": ("kitchen_microwave", "kitchen_light", "kitchen_burner", "kitchen_slide"),
 }
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -225,20 +235,24 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def default_tasks(body: str) -> tuple[str, ...]:
+    """Return the tasks that a body's config names unless told otherwise: of a body of one's own, all."""
+    return BODY_TASKS.get(body) or tasks_of(body)
+
+
 def make_config(body: str = "walker", arg: str = "paper") -> ConfigDict:
     """Build the locked config of a body with presets and ablations applied from left to right.
 
     Args:
-        body: a key of ``BODY_TASKS``.
+        body: of the table of tasks, or entered there by ``register_env``.
         arg: comma-separated names out of ``PRESETS`` and ``ABLATIONS``, for example ``"cpu,no_tamf"``.
 
     Raises:
         ValueError: for an unknown body or name, with its nearest match.
     """
-    if body not in BODY_TASKS:
-        raise errors.unknown("body", body, BODY_TASKS)
     config = defaults()
-    config.body, config.tasks = body, BODY_TASKS[body]
+    config.body, config.tasks = body, default_tasks(body)
+    config.custom.update(register.registration(body))
     for name in filter(None, (arg or "").split(",")):
         if name not in PRESETS | ABLATIONS:
             raise errors.unknown("preset or ablation", name, PRESETS | ABLATIONS)
@@ -256,11 +270,11 @@ def validate(config: ConfigDict) -> ConfigDict:
     for field, allowed in CHOICES.items():
         if flat[field] not in allowed:
             raise errors.unknown(f"value of config.{field}", flat[field], allowed)
-    if config.body not in BODY_TASKS:
-        raise errors.unknown("value of config.body", config.body, BODY_TASKS)
+    if config.body not in BODIES:
+        raise errors.unknown("value of config.body", config.body, BODIES)
     for task in config.tasks:
-        if task not in BODY_TASKS[config.body]:
-            raise errors.unknown(f"task of body {config.body}", task, BODY_TASKS[config.body])
+        if task not in tasks_of(config.body):
+            raise errors.unknown(f"task of body {config.body}", task, tasks_of(config.body))
     if not config.tasks and not config.prompts:
         raise ValueError("config.tasks and config.prompts are both empty: nothing to learn")
     for prompt in config.prompts:
@@ -309,7 +323,7 @@ def save(config: ConfigDict, path: Path) -> None:
 
 
 def read(path: Path) -> ConfigDict:
-    """Read a config written by :func:`save`; unknown or missing fields are errors.
+    """Read a config written by :func:`save`, and register its body if it is one of the user's own.
 
     Raises:
         ValueError: if the file holds a field this version does not know, or lacks one.
@@ -325,5 +339,12 @@ def read(path: Path) -> ConfigDict:
             raise errors.unknown(f"config field in {path}", key, known)
     if missing := sorted(known.keys() - stored.keys()):
         raise ValueError(f"{path} lacks the config fields {', '.join(missing)}")
-    config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+    config.update_from_flattened_dict({key: _tuples(value) for key, value in stored.items()})
+    if config.custom.factory:
+        register.restore(config.body, config.custom.to_dict())
     return validate(config)
+
+
+def _tuples(value: Any) -> Any:
+    """Undo what JSON does to tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -145,3 +145,36 @@ def test_public_names_are_imported_lazily_and_unknown_ones_named():
     assert "load" in dir(bitagent_jax) and callable(bitagent_jax.make_config)
     with pytest.raises(AttributeError, match="no attribute 'lod'; it offers"):
         bitagent_jax.lod  # noqa: B018
+
+
+@pytest.fixture
+def forget():
+    """Return a function that empties the table of bodies registered by a test; called again at its end."""
+    from bitagent_jax.envs import register, tasks
+
+    saved = [(table, dict(table)) for table in (tasks.BODIES, tasks.TASKS, register._own)]
+
+    def restore():
+        for table, rows in saved:
+            table.clear(), table.update(rows)
+
+    yield restore
+    restore()
+
+
+def test_a_run_of_a_registered_body_loads_where_it_is_not_registered(tmp_path, forget, frames):
+    from bitagent_jax.agent.state import init_state
+    from bitagent_jax.training.checkpoint import Checkpoints
+    from bitagent_jax.training.run import RunFolder
+
+    tasks = {"go": ("go", 0, 1)}
+    bitagent_jax.register_env("own", "some.module:make", action_dim=5, control_steps=10, tasks=tasks)
+    config, encoder = make_config("own", "debug"), load_encoder()
+    init = build(config, encoder.embed_dim, 5)[1]
+    with RunFolder.open(tmp_path / "run", config) as run, Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(0, jax.jit(lambda: init_state(config, init))())
+    forget()
+    with pytest.raises(ValueError, match="unknown body 'own'"):
+        make_config("own")
+    loaded = bitagent_jax.load(tmp_path / "run")
+    assert loaded.act(frames[0, 0], "go")[0].shape == (5,) and loaded.config.tasks == ("own_go",)

@@ -1,5 +1,6 @@
-"""dm_control bodies as gymnasium environments that show one square picture a step."""
+"""Environments that show one square picture a step: the door to all of them, and those of dm_control."""
 
+import importlib
 import logging
 from typing import Any
 
@@ -7,7 +8,9 @@ import gymnasium
 import numpy as np
 
 from bitagent_jax.envs import rendering
-from bitagent_jax.envs.tasks import BODIES, CONTROL_STEPS, Task, get_task
+from bitagent_jax.envs.adapter import GymEnv
+from bitagent_jax.envs.stepping import checked_action, episode_seeds
+from bitagent_jax.envs.tasks import Body, Task, get_body, get_task
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,7 +24,7 @@ def make_env(
     action_repeat: int = 2,
     look: str = "auto",
     render: bool = True,
-) -> "DmcEnv":
+) -> "DmcEnv | GymEnv":
     """Make the environment of a task.
 
     Args:
@@ -29,25 +32,35 @@ def make_env(
         seed: with ``slot`` and the number of the episode, fixes every initial state.
         slot: tells apart environments of the same seed (a pool's i-th environment has slot i).
         size: side of the picture in pixels.
-        action_repeat: control steps per agent step, whose rewards are summed; must divide 1000.
-        look: ``stock``, ``fast``, or ``auto`` (fast on software OpenGL).
+        action_repeat: control steps per agent step, whose rewards are summed; must divide those of an episode.
+        look: of dm_control's bodies: ``stock``, ``fast``, or ``auto`` (fast on software OpenGL).
         render: when false OpenGL is never touched and observations are zeros of shape [0, 0, 3].
 
     Returns:
         A gymnasium environment: observation uint8 [size, size, 3]; action float32 [A] in [-1, 1], clipped, then
-        scaled to the limits of each actuator; reward in [0, action_repeat]; truncated after
-        ``1000 / action_repeat`` agent steps.
+        scaled to the limits of each actuator; reward in [0, action_repeat] (of bodies in ``register_env``: their
+        own); truncated after ``1000 / action_repeat`` agent steps (280 in the kitchen).
 
     Raises:
         ValueError: unknown task or look, or an impossible size or action repeat.
-        RuntimeError: ``render`` is true and there is no OpenGL.
+        RuntimeError: ``render`` is true and there is no OpenGL, or the kitchen is not installed.
     """
     check_settings([task], seed=seed, size=size, action_repeat=action_repeat, look=look)
-    if render:
+    body = get_body(get_task(task).body)
+    if not body.factory and render:
         look = rendering.resolve_look(look, rendering.configure_gl())
-    else:
+    elif not body.factory:
         rendering.import_without_gl()
-    return DmcEnv(get_task(task), (seed, slot), size if render else 0, action_repeat, look)
+    return open_env(get_task(task), body, (seed, slot), size if render else 0, action_repeat, look)
+
+
+def open_env(
+    task: Task, body: Body, seed: tuple[int, int], size: int, action_repeat: int, look: str
+) -> "DmcEnv | GymEnv":
+    """Make an environment after its settings were checked and OpenGL was chosen; ``seed`` is (seed, slot)."""
+    if body.factory:
+        return GymEnv(task, body, seed, size, action_repeat)
+    return DmcEnv(task, body, seed, size, action_repeat, look)
 
 
 def check_settings(tasks, *, seed: int, size: int, action_repeat: int, look: str) -> None:
@@ -59,8 +72,9 @@ def check_settings(tasks, *, seed: int, size: int, action_repeat: int, look: str
         raise ValueError(f"seed must not be negative, got {seed}")
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
-    if action_repeat < 1 or CONTROL_STEPS % action_repeat:
-        raise ValueError(f"action_repeat must divide the {CONTROL_STEPS} control steps, got {action_repeat}")
+    for steps in {get_body(get_task(task).body).control_steps for task in tasks}:
+        if action_repeat < 1 or steps % action_repeat:
+            raise ValueError(f"action_repeat must divide the {steps} control steps, got {action_repeat}")
 
 
 class DmcEnv(gymnasium.Env):
@@ -69,16 +83,16 @@ class DmcEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
-    def __init__(self, task: Task, seed: tuple[int, int], size: int, action_repeat: int, look: str):
+    def __init__(self, task: Task, body: Body, seed: tuple[int, int], size: int, action_repeat: int, look: str):
         self.task = task
-        self.episode_steps = CONTROL_STEPS // action_repeat
+        self.episode_steps = body.control_steps // action_repeat
         self._repeat, self._look = action_repeat, look
         self._seed, self._slot = seed
         self._episode, self._steps = 0, None
         self._views: dict[int, rendering.SideView] = {}
         self._env = _build(task)
-        camera = BODIES[task.body].camera
-        self._camera = rendering.Camera(self.physics, size, camera, look) if size else None
+        self._camera_id = body.camera
+        self._camera = rendering.Camera(self.physics, size, body.camera, look) if size else None
         limits = self._env.action_spec()
         self._centre, self._reach = (limits.maximum + limits.minimum) / 2, (limits.maximum - limits.minimum) / 2
         self.action_space = gymnasium.spaces.Box(-1, 1, limits.shape, np.float32)
@@ -98,8 +112,7 @@ class DmcEnv(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self._seed, self._episode = seed, 0
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(self._slot, self._episode))
-        self._env.task.random.seed(sequence.generate_state(8))
+        self._env.task.random.seed(episode_seeds(self._seed, self._slot, self._episode))
         self._env.reset()
         self._episode, self._steps = self._episode + 1, 0
         return self._observe(), {}
@@ -116,7 +129,7 @@ class DmcEnv(gymnasium.Env):
         """
         if self._steps is None or self._steps >= self.episode_steps:
             raise RuntimeError("call reset() first: there is no episode to step")
-        reward, diverged = self._advance(self._checked(action))
+        reward, diverged = self._advance(checked_action(action, self.action_space.shape[0]))
         self._steps = self.episode_steps if diverged else self._steps + 1
         over = self._steps >= self.episode_steps
         return self._observe(), reward, diverged, over and not diverged, {}
@@ -126,8 +139,7 @@ class DmcEnv(gymnasium.Env):
         if self._camera is None:
             raise RuntimeError("this environment was made with render=False: it has no picture to show")
         if size not in self._views:
-            camera = BODIES[self.task.body].camera
-            self._views[size] = rendering.SideView(self.physics, size, camera, self._look)
+            self._views[size] = rendering.SideView(self.physics, size, self._camera_id, self._look)
         return self._views[size].render()
 
     def close(self) -> None:
@@ -149,29 +161,17 @@ class DmcEnv(gymnasium.Env):
                 return reward, True
         return float(reward), False
 
-    def _checked(self, action: np.ndarray) -> np.ndarray:
-        action = np.asarray(action, np.float32)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
-            wanted = self.action_space.shape
-            raise ValueError(f"expected a finite action of shape {wanted}, got shape {action.shape}: {action}")
-        return np.clip(action, -1, 1)
-
     def _observe(self) -> np.ndarray:
         return self._camera.render() if self._camera else np.zeros((0, 0, 3), np.uint8)
 
 
 def _build(task: Task):
-    """Make dm_control's environment without a time limit: the steps are counted here."""
-    from dm_control import suite
-
-    from bitagent_jax.envs import quadruped
-
-    if task.body == "quadruped":
-        return quadruped.build(task.goal)
+    """Make dm_control's environment, by its body's module, without a time limit: the steps are counted here."""
+    module = importlib.import_module(f"bitagent_jax.envs.{task.body}")
     absl = logging.getLogger("absl")
     absl.addFilter(_not_about_total_mass)
     try:
-        return suite.load(task.body, task.goal, task_kwargs={"random": 0, "time_limit": float("inf")})
+        return module.build(task.goal)
     finally:
         absl.removeFilter(_not_about_total_mass)
 

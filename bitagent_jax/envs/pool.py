@@ -16,7 +16,7 @@ import numpy as np
 from bitagent_jax.envs import rendering
 from bitagent_jax.envs.dmc import check_settings
 from bitagent_jax.envs.shared import SharedArrays, step_spec
-from bitagent_jax.envs.tasks import CONTROL_STEPS, shared_body
+from bitagent_jax.envs.tasks import get_task, shared_body
 from bitagent_jax.envs.worker import COMMAND, NO_SEED
 
 _GRACE = 2.0
@@ -67,14 +67,16 @@ class EnvPool:
         body = shared_body(tasks)
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        look = rendering.resolve_look(look, rendering.configure_gl()) if render else look
+        if render and not body.factory:
+            look = rendering.resolve_look(look, rendering.configure_gl())
         self.tasks, self.num_envs, self.action_dim = tuple(tasks), len(tasks), body.action_dim
-        self.episode_steps = CONTROL_STEPS // action_repeat
+        self.episode_steps = body.control_steps // action_repeat
         self._timeout, self._begun = timeout, False
         shape = (self.num_envs, size if render else 0, body.action_dim)
         self._arrays = SharedArrays(step_spec(*shape))
         env = dict(size=shape[1], action_repeat=action_repeat, look=look)
-        config = dict(seed=seed, env=env, shape=shape, fd=self._arrays.fd)
+        rows = dict(body=body, tasks=[get_task(name) for name in dict.fromkeys(tasks)])
+        config = dict(seed=seed, env=env, shape=shape, fd=self._arrays.fd, **rows)
         self._workers: list[_Worker] = []
         self._close = weakref.finalize(self, _close_all, self._workers, self._arrays)
         for slots in np.array_split(np.arange(self.num_envs), min(workers or _cores(), self.num_envs)):

@@ -15,7 +15,7 @@ import traceback
 from typing import BinaryIO
 
 from bitagent_jax.envs.shared import SharedArrays, step_spec
-from bitagent_jax.envs.tasks import get_task
+from bitagent_jax.envs.tasks import Body, Task
 
 COMMAND = struct.Struct("<cq")
 NO_SEED = -1
@@ -36,10 +36,12 @@ def main() -> None:
 
 
 def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
-    from bitagent_jax.envs.dmc import DmcEnv
+    from bitagent_jax.envs.dmc import open_env
 
     config = json.loads(commands.readline())
-    envs = {slot: DmcEnv(get_task(task), (config["seed"], slot), **config["env"]) for slot, task in config["slots"]}
+    body, tasks = Body(*config["body"]), {row[0]: Task(*row) for row in config["tasks"]}
+    seed, settings = config["seed"], config["env"]
+    envs = {slot: open_env(tasks[name], body, (seed, slot), **settings) for slot, name in config["slots"]}
     arrays = SharedArrays(step_spec(*config["shape"]), config["fd"])
     answers.write(b"k")
     while command := commands.read(COMMAND.size):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from bitagent_jax.agent import visual
-from bitagent_jax.config import BODY_TASKS
+from bitagent_jax.config import default_tasks
 from bitagent_jax.envs.dmc import make_env
 from bitagent_jax.policy import Agent
 from bitagent_jax.video import contact_sheet, tile, write_mp4
@@ -33,7 +33,7 @@ def imagine(agent: Agent, sentence: str, folder: str | Path, *, steps: int = 32,
     """
     task = agent.embed_prompt(sentence)
     config = agent.config
-    name = (tuple(config.tasks) or BODY_TASKS[config.body])[0]
+    name = (tuple(config.tasks) or default_tasks(config.body))[0]
     env = make_env(
         name, seed=seed, size=config.env.size, action_repeat=config.env.action_repeat, look=config.env.look
     )

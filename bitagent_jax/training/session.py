@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from bitagent_jax.agent.joint import make_train_step
 from bitagent_jax.agent.state import TrainState, build, init_state
-from bitagent_jax.config import BODY_TASKS
+from bitagent_jax.config import default_tasks
 from bitagent_jax.data.collect import RandomPolicy, collect
 from bitagent_jax.data.embeddings import embed_folder
 from bitagent_jax.data.episodes import list_episodes
@@ -90,7 +90,7 @@ class Session:
     def collect_online(self, step: int) -> None:
         """Collect the round of episodes that is due at a step with the present policy, one sentence a slot."""
         data, prompts = self.config.data, sentences(self.config)
-        tasks = tuple(self.config.tasks) or BODY_TASKS[self.config.body][:1]
+        tasks = tuple(self.config.tasks) or default_tasks(self.config.body)[:1]
         slots = range(min(data.online_episodes, self.config.env.num_envs))
         number = (step // data.online_every - 1) * data.online_episodes
         slot_prompts = [prompts[(number + i) % len(prompts)] for i in slots]
@@ -119,7 +119,7 @@ class Session:
         wanted, folder = self.config.data.random_episodes, self.run.episodes
         have = len(list_episodes(folder))
         if not self.config.data.folder and have < wanted and jax.process_index() == 0:
-            tasks = tuple(self.config.tasks) or BODY_TASKS[self.config.body]
+            tasks = tuple(self.config.tasks) or default_tasks(self.config.body)
             slots = max(len(tasks), min(self.config.env.num_envs, wanted))
             seed = self.config.seed
             with self._pool([tasks[i % len(tasks)] for i in range(slots)]) as pool:

@@ -172,7 +172,7 @@ def _environment(body: str, goal: str, seed: int):
     if body == "quadruped":
         env = own.build(goal)
         env.task.random.seed(seed)
-        return env, (own.Stand(random=0), quadruped.Move(0.5, random=0), quadruped.Move(5.0, random=0))
+        return env, (own.Goal(own.stand, random=0), quadruped.Move(0.5, random=0), quadruped.Move(5.0, random=0))
     env = suite.load(body, "run", task_kwargs={"random": seed})
     if body == "cheetah":
         return env, (cheetah.Cheetah(random=0),) * 3

@@ -35,6 +35,8 @@ WEAKNESSES = (
     "sentence about its signed speed can reach.",
     "Words that the grammar lacks are understood only through letters they share with words that it has.",
 )
+JUDGED = [task for task in TASKS.values() if task.goal in VERDICTS and task.body in BODIES]
+"""The tasks whose prompts were trained: those that the captions know as a motion of a body in the clips."""
 _START, _FEWEST = 2, 8
 
 
@@ -94,9 +96,9 @@ def concept_aucs(held: Held) -> dict[str, dict[str, float]]:
 
 
 def task_gates(held: Held) -> dict[str, dict[str, float]]:
-    """For every shipped task's prompt: AUC of its verdict, rank correlation with reward and raw quantities."""
+    """For every judged task's prompt: AUC of its verdict, rank correlation with reward and raw quantities."""
     out = {}
-    for task in TASKS.values():
+    for task in JUDGED:
         mine = held.bodies == task.body
         cosine, window = held.cosine([task.prompt])[mine], Window(held.states[mine])
         reward = getattr(window, task.goal)
@@ -122,7 +124,7 @@ def rollout_gates(encoder: embedded.EmbeddedEncoder, episodes: int = 3, steps: i
     from bitagent_jax.envs.dmc import make_env
 
     out = {}
-    for task in TASKS.values():
+    for task in JUDGED:
         env, rng = make_env(task.name, seed=777, look=look), np.random.default_rng(777)
         cosines, rewards = [], []
         for _ in range(episodes):

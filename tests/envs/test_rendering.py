@@ -89,7 +89,7 @@ def test_without_rendering_no_opengl_is_loaded_and_it_can_still_be_later():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("task", ["walker_run", "cheetah_run", "quadruped_walk"])
+@pytest.mark.parametrize("task", ["walker_run", "cheetah_run", "quadruped_walk", "stickman_walk"])
 def test_fast_look_is_close_to_stock(task):
     """PSNR = 10 log10(255^2 / MSE), averaged over the pictures of a random episode's start."""
     actions = np.random.default_rng(0).uniform(-1, 1, (40, 12)).astype(np.float32)

@@ -3,17 +3,22 @@
 import numpy as np
 import pytest
 
-from bitagent_jax.envs.tasks import BODIES, TASKS, get_body, get_task, normalised_score, shared_body
+from bitagent_jax.envs.tasks import BODIES, TASKS, get_body, get_task, normalised_score, shared_body, tasks_of
 
 
-def test_the_table_holds_the_seven_tasks_with_distinct_prompts():
-    assert set(TASKS) == {
-        *("walker_stand", "walker_walk", "walker_run", "cheetah_run"),
-        *("quadruped_stand", "quadruped_walk", "quadruped_run"),
-    }
-    assert len({task.prompt for task in TASKS.values()}) == len(TASKS)
+def test_the_table_holds_the_benchmarks_tasks():
+    counts = {body: len(tasks_of(body)) for body in BODIES}
+    assert counts == {"walker": 9, "quadruped": 6, "stickman": 13, "cheetah": 3, "kitchen": 4}
+    assert tasks_of("cheetah") == ("cheetah_run", "cheetah_standing", "cheetah_lying_down")
     assert all(name == task.name == f"{task.body}_{task.goal}" for name, task in TASKS.items())
-    assert {task.body for task in TASKS.values()} == set(BODIES)
+    assert sum(counts.values()) == len(TASKS)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_bodys_prompts_are_distinct_and_its_experts_better_than_chance(body):
+    tasks = [TASKS[name] for name in tasks_of(body)]
+    assert len({task.prompt for task in tasks}) == len(tasks)
+    assert all(0 <= task.random_score < task.expert_score <= BODIES[body].control_steps for task in tasks)
 
 
 def test_normalised_score_by_hand():

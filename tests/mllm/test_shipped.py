@@ -77,7 +77,8 @@ def test_the_card_describes_the_file():
     assert card["sha256"] == hashlib.sha256(raw).hexdigest()
     assert card["bytes"] == len(raw) < 5_000_000
     assert "simulator state" in card["privileged"]
-    assert set(card["tasks"]) == set(TASKS)
+    known = [task for task in TASKS.values() if task.body in card["data"] and task.goal in ("stand", "walk", "run")]
+    assert set(card["tasks"]) == {task.name for task in known}
 
 
 def test_embeddings_are_golden(encoder):

@@ -1,0 +1,13 @@
+"""Stickman: stand, walk and run from sentences, one policy.
+
+Command:   bitagent train runs/stickman --config=experiments/configs/stickman.py:cpu
+Argument:  comma-separated presets (debug, cpu, paper) and ablations (no_tamf, no_jbo, neg_kl, hold, ...)
+Hardware:  cpu: 2 cores, about a quarter of an hour; paper: one data-centre GPU or a TPU slice
+"""
+
+from bitagent_jax.config import make_config
+
+
+def get_config(arg="paper"):
+    """Return the locked config; ``arg`` is the part of ``--config=FILE:ARG`` behind the colon."""
+    return make_config("stickman", arg)
