@@ -30,9 +30,8 @@ from experiments.embedded_encoder.concepts import BODIES, CONCEPTS, Window
 LIMITS = {"mean AUC": 0.95, "task prompt AUC": 0.9, "Spearman with the task's reward": 0.8}
 VERDICTS = {"stand": "standing", "walk": "walking", "run": "running"}
 WEAKNESSES = (
-    "A quadruped's heading shows in about 20 of 64 x 64 pixels (two eyes on a body of fourfold symmetry), and the "
-    "encoder does not see it: walking backwards or sideways looks like walking forwards. This caps what any "
-    "sentence about its signed speed can reach.",
+    "A quadruped's heading shows in about 20 of 64 x 64 pixels (two eyes on a body of fourfold symmetry): what "
+    "depends on the sign of its speed, walking above all, is recognised less surely than the rest.",
     "Words that the grammar lacks are understood only through letters they share with words that it has.",
 )
 JUDGED = [task for task in TASKS.values() if task.goal in VERDICTS and task.body in BODIES]

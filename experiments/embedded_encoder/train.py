@@ -1,6 +1,6 @@
 """Train the embedded video-text encoder on rendered clips and export its weights.
 
-    python -m experiments.embedded_encoder.train --data DIR --out RUN --steps 2000
+    python -m experiments.embedded_encoder.train --data DIR --out RUN --steps 3600
 
 Hardware: two CPU threads, about half an hour. Run it again to continue from the last checkpoint (every 200
 steps); the batch of step s depends on the seed and s alone. Then ``experiments.embedded_encoder.gates``
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
