@@ -12,11 +12,15 @@ CONTROL_STEPS = 1000
 
 
 class Body(NamedTuple):
-    """A simulated body: its camera (an index into the model's cameras) and the width of its actions."""
+    """A simulated body: its camera (an index into the model's cameras), and the widths of actions and states.
+
+    A state is dm_control's own observation of the body, flattened; it is the same in all tasks of the body.
+    """
 
     name: str
     camera: int
     action_dim: int
+    state_dim: int
 
 
 class Task(NamedTuple):
@@ -37,9 +41,9 @@ class Task(NamedTuple):
 BODIES = {
     body.name: body
     for body in (
-        Body("walker", camera=0, action_dim=6),
-        Body("cheetah", camera=0, action_dim=6),
-        Body("quadruped", camera=2, action_dim=12),
+        Body("walker", camera=0, action_dim=6, state_dim=24),
+        Body("cheetah", camera=0, action_dim=6, state_dim=17),
+        Body("quadruped", camera=2, action_dim=12, state_dim=78),
     )
 }
 
