@@ -26,7 +26,7 @@ from experiments.zoo import checkpoint
 from experiments.zoo.vector import episode_returns, make_envs
 
 ENVS, UPDATES = 64, 16  # per round: one step of 64 environments, then 16 updates in one program
-EVALUATE_EVERY, EVALUATIONS = 20_000, 10  # agent steps, episodes
+EVALUATE_EVERY, EVALUATIONS = 25_000, 5  # agent steps, episodes
 SAVE_EVERY = 180.0  # seconds
 EVALUATION_SEED = 10**6
 SETTINGS = dict(

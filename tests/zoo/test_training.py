@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("sbx")
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]
+pytestmark = pytest.mark.filterwarnings("ignore")  # the library's own
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +68,7 @@ train.train("cheetah_run", Path(sys.argv[1]), int(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_continues_and_is_exported(tmp_path, monkeypatch):
     from bitagent_jax.zoo import library
     from experiments.zoo import export
