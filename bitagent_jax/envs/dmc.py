@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -89,6 +90,7 @@ class DmcEnv(gymnasium.Env):
         self._repeat, self._look = action_repeat, look
         self._seed, self._slot = seed
         self._episode, self._steps = 0, None
+        self._measured: Mapping[str, np.ndarray] | None = None
         self._views: dict[int, rendering.SideView] = {}
         self._env = _build(task)
         self._camera_id = body.camera
@@ -107,13 +109,22 @@ class DmcEnv(gymnasium.Env):
         """Return the physics state as one float64 vector: positions, velocities, activations."""
         return self.physics.get_state()
 
+    def measurements(self) -> np.ndarray:
+        """Flatten dm_control's own observation of the latest row, in its order; float32 [body.state_dim].
+
+        RuntimeError before the first ``reset``. A diverged simulation keeps the observation before it.
+        """
+        if self._measured is None:
+            raise RuntimeError("call reset() first: nothing was measured yet")
+        return np.concatenate([np.ravel(part) for part in self._measured.values()], dtype=np.float32)
+
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start the next episode, or the first one of another seed; returns (image, {})."""
         super().reset(seed=seed)
         if seed is not None:
             self._seed, self._episode = seed, 0
         self._env.task.random.seed(episode_seeds(self._seed, self._slot, self._episode))
-        self._env.reset()
+        self._measured = self._env.reset().observation
         self._episode, self._steps = self._episode + 1, 0
         return self._observe(), {}
 
@@ -155,10 +166,12 @@ class DmcEnv(gymnasium.Env):
         control, reward = self._centre + self._reach * action, 0.0
         for _ in range(self._repeat):
             try:
-                reward += self._env.step(control).reward
+                latest = self._env.step(control)
             except PhysicsError as error:
                 _LOG.warning("%s ended early: the simulation diverged (%s)", self.task.name, error)
                 return reward, True
+            reward += latest.reward
+        self._measured = latest.observation
         return float(reward), False
 
     def _observe(self) -> np.ndarray:

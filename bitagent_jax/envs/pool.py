@@ -23,13 +23,17 @@ _GRACE = 2.0
 
 
 class Timestep(NamedTuple):
-    """One row of every environment: ``action`` led to ``image`` and ``reward``, and is zero where ``is_first``."""
+    """One row of every environment: ``action`` led to ``image`` and ``reward``, and is zero where ``is_first``.
+
+    ``state`` is float32 [N, S], ``DmcEnv.measurements`` of the same row; [N, 0] of a pool made without states.
+    """
 
     image: np.ndarray
     action: np.ndarray
     reward: np.ndarray
     is_first: np.ndarray
     is_last: np.ndarray
+    state: np.ndarray
 
 
 class EnvPool:
@@ -49,6 +53,7 @@ class EnvPool:
         action_repeat: int = 2,
         look: str = "auto",
         render: bool = True,
+        state: bool = False,
         timeout: float = 180.0,
     ):
         """Start the workers and wait until all environments are made.
@@ -57,6 +62,7 @@ class EnvPool:
             tasks: the task of each environment, all of one body.
             seed, size, action_repeat, look, render: as in ``dmc.make_env``.
             workers: processes; by default one a core, and never more than environments.
+            state: whether rows hold state vectors.
             timeout: seconds without an answer after which a worker counts as hung.
 
         Raises:
@@ -72,7 +78,7 @@ class EnvPool:
         self.tasks, self.num_envs, self.action_dim = tuple(tasks), len(tasks), body.action_dim
         self.episode_steps = body.control_steps // action_repeat
         self._timeout, self._begun = timeout, False
-        shape = (self.num_envs, size if render else 0, body.action_dim)
+        shape = (self.num_envs, size if render else 0, body.action_dim, body.state_dim if state else 0)
         self._arrays = SharedArrays(step_spec(*shape))
         env = dict(size=shape[1], action_repeat=action_repeat, look=look)
         rows = dict(body=body, tasks=[get_task(name) for name in dict.fromkeys(tasks)])

@@ -58,12 +58,19 @@ def _reset(slot: int, env, arrays: SharedArrays, seed: int | None) -> None:
     arrays["image"][slot], _ = env.reset(seed=seed)
     arrays["action"][slot], arrays["reward"][slot] = 0, 0
     arrays["is_first"][slot], arrays["is_last"][slot] = True, False
+    _measure(slot, env, arrays)
 
 
 def _step(slot: int, env, arrays: SharedArrays) -> None:
     image, reward, terminated, truncated, _ = env.step(arrays["action"][slot])
     arrays["image"][slot], arrays["reward"][slot] = image, reward
     arrays["is_first"][slot], arrays["is_last"][slot] = False, terminated or truncated
+    _measure(slot, env, arrays)
+
+
+def _measure(slot: int, env, arrays: SharedArrays) -> None:
+    if arrays["state"].size:
+        arrays["state"][slot] = env.measurements()
 
 
 if __name__ == "__main__":
