@@ -73,7 +73,7 @@ def collect(
     Args:
         pool: is reset with ``seed``.
         policy: called once a step with all rows; actions for rows that are ``is_last`` are ignored.
-        episodes: how many to write; what is unfinished then is dropped.
+        episodes: how many to write; what is unfinished then is dropped, as is what a lost worker left unfinished.
         folder: where to.
         seed: of the environments.
         meta: added to each episode's task, body, slot, seed and versions.
@@ -98,6 +98,8 @@ def collect(
         while True:
             bar.update(pool.num_envs)
             for slot in range(pool.num_envs):
+                if timestep.is_first[slot]:  # what is there was lost with its worker
+                    rows[slot] = []
                 rows[slot].append(Timestep(*(array[slot] for array in timestep)))
                 if not timestep.is_last[slot]:
                     continue

@@ -40,8 +40,9 @@ def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
 
     config = json.loads(commands.readline())
     body, tasks = Body(*config["body"]), {row[0]: Task(*row) for row in config["tasks"]}
-    seed, settings = config["seed"], config["env"]
-    envs = {slot: open_env(tasks[name], body, (seed, slot), **settings) for slot, name in config["slots"]}
+    envs = {}
+    for (slot, name), episode in zip(config["slots"], config["episodes"], strict=True):
+        envs[slot] = open_env(tasks[name], body, (config["seed"], slot, episode), **config["env"])
     arrays = SharedArrays(step_spec(*config["shape"]), config["fd"])
     answers.write(b"k")
     while command := commands.read(COMMAND.size):

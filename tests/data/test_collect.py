@@ -1,5 +1,8 @@
 """Collecting from a real pool."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
@@ -53,6 +56,30 @@ def test_collecting_is_fixed_by_the_two_seeds_and_appends(pool, tmp_path):
     assert (names, more) == (["000000", "000001"], ["000002", "000003"]) and first == second
     assert run(1, 1, start=0) == (names, first) and len(list_episodes(tmp_path)) == 4
     assert run(2, 1)[1] != first and run(1, 2)[1] != first
+
+
+def test_an_episode_that_was_lost_with_its_worker_is_not_written(tmp_path, caplog):
+    class Killer(RandomPolicy):
+        calls = 0
+
+        def __call__(self, timestep):
+            self.calls += 1
+            if self.calls == 5:
+                os.kill(pool._workers[1].process.pid, signal.SIGKILL)
+            return super().__call__(timestep)
+
+    with EnvPool(TASKS, workers=2, action_repeat=100, render=False) as pool:
+        paths = collect(pool, Killer(6, 1), episodes=2, folder=tmp_path, seed=4)
+    assert "environments 1: cheetah_run" in caplog.text
+    assert [path.name for path in paths] == ["000000-cheetah_run-11.npz", "000001-cheetah_run-11.npz"]
+    for path, slot, episode in zip(paths, (0, 1), (0, 1), strict=True):
+        arrays, meta = read_episode(path)
+        assert meta["slot"] == slot and arrays["is_first"].tolist() == [True] + [False] * 10
+        env = make_env("cheetah_run", seed=4, slot=slot, action_repeat=100, render=False)
+        for _ in range(episode + 1):
+            env.reset()
+        rewards = [np.float32(env.step(action)[1]) for action in arrays["action"][1:]]
+        np.testing.assert_array_equal(arrays["reward"][1:], rewards)
 
 
 def test_random_actions_fill_the_range():
