@@ -68,7 +68,7 @@ def test_an_episode_that_was_lost_with_its_worker_is_not_written(tmp_path, caplo
                 os.kill(pool._workers[1].process.pid, signal.SIGKILL)
             return super().__call__(timestep)
 
-    with EnvPool(TASKS, workers=2, action_repeat=100, render=False) as pool:
+    with EnvPool(TASKS, workers=2, action_repeat=100, size=8, look="fast") as pool:
         paths = collect(pool, Killer(6, 1), episodes=2, folder=tmp_path, seed=4)
     assert "environments 1: cheetah_run" in caplog.text
     assert [path.name for path in paths] == ["000000-cheetah_run-11.npz", "000001-cheetah_run-11.npz"]
