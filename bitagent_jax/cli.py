@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib
 import importlib.util
 import logging
 import sys
@@ -152,6 +153,14 @@ def _quickstart(args, rest) -> None:
     quickstart(Path(args.run), args.body, args.preset)
 
 
+def _bench(args, rest) -> None:
+    _no_more(rest)
+    if args.name not in BENCHES:
+        raise errors.unknown("benchmark", args.name, BENCHES)
+    module = importlib.import_module(f"bitagent_jax.bench.{args.name}")
+    print(module.bench(args.task, num_envs=args.num_envs, repeats=args.repeats, seconds=args.seconds))
+
+
 def _sentence(text: str | None) -> str:
     if text is not None and not text.strip():
         raise ValueError("the prompt is empty: give a sentence, for example 'walk fast clean'")
@@ -163,6 +172,7 @@ def _no_more(rest: list[str]) -> None:
         raise ValueError(f"unexpected arguments: {' '.join(rest)}")
 
 
+BENCHES = ("pool",)
 VERBS = {
     "quickstart": (_quickstart, "train, evaluate and film a small agent on this machine, from nothing"),
     "train": (_train, "train a run, or continue it"),
@@ -170,6 +180,7 @@ VERBS = {
     "embed": (_embed, "embed the clips of an episode folder"),
     "evaluate": (_evaluate, "score a run in the simulator"),
     "imagine": (_imagine, "film what a run makes of a sentence"),
+    "bench": (_bench, "measure speed on this machine: " + ", ".join(BENCHES)),
 }
 
 
@@ -195,6 +206,11 @@ def _parser() -> argparse.ArgumentParser:
     add["evaluate"].add_argument("--episodes", type=int)
     add["evaluate"].add_argument("--prompt", help="one sentence for every task, instead of the tasks' own")
     add["evaluate"].add_argument("--random", action="store_true", help="also run the random policy")
+    add["bench"].add_argument("name", help=", ".join(BENCHES))
+    add["bench"].add_argument("--task", default="walker_walk")
+    add["bench"].add_argument("--num-envs", type=int, default=4)
+    add["bench"].add_argument("--repeats", type=int, default=5, help="rounds, of which medians are taken")
+    add["bench"].add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
     for name in ("evaluate", "imagine"):
         add[name].add_argument("--step", type=int, help="checkpoint; the newest by default")
     for name in ("evaluate", "imagine", "collect"):

@@ -24,6 +24,7 @@ def test_help_and_an_unknown_verb(capsys):
     assert all(f"{verb} " in shown and text[:30] in " ".join(shown.split()) for verb, (_, text) in cli.VERBS.items())
     assert "unknown verb 'trian'. Did you mean 'train'?" in fails(capsys, "trian", "runs/x")
     assert "verb" in fails(capsys)
+    assert "unknown benchmark 'pol'. Did you mean 'pool'" in fails(capsys, "bench", "pol")
 
 
 def test_errors_end_with_status_2(command, tmp_path):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from bitagent_jax.data.episodes import list_episodes, write_episode
 from bitagent_jax.envs.pool import EnvPool, Timestep
 from bitagent_jax.envs.tasks import get_task
+from bitagent_jax.zoo import Actor
 
 Policy = Callable[[Timestep], np.ndarray]
 """Maps the latest rows to actions, float32 [N, A]; sees ``is_first`` to begin anew."""
@@ -26,6 +27,30 @@ class RandomPolicy:
     def __call__(self, timestep: Timestep) -> np.ndarray:
         """Return float32 [N, A] for a timestep of N rows."""
         return self._rng.uniform(-1, 1, (len(timestep.reward), self._action_dim)).astype(np.float32)
+
+
+class ZooPolicy:
+    """Actors of the zoo, one for each environment of a pool made with ``state=True``, with Gaussian action noise."""
+
+    def __init__(self, actors: Sequence[Actor], *, noise: float = 0.0, seed: int = 0):
+        """Hold an actor for each environment; ``noise`` is the standard deviation in units of the action's reach."""
+        self._actors, self._noise = list(actors), noise
+        self._rng = np.random.default_rng(seed)
+        # Environments of the same actor share one forward pass.
+        self._slots = {actor: [i for i, other in enumerate(actors) if other is actor] for actor in self._actors}
+
+    def __call__(self, timestep: Timestep) -> np.ndarray:
+        """Return float32 [N, A] in [-1, 1]; ValueError for other than one row an actor, or rows without states."""
+        if len(timestep.state) != len(self._actors) or not timestep.state.size:
+            raise ValueError(
+                f"{len(self._actors)} actors need the states of as many environments (a pool made with state=True), "
+                f"got states of shape {timestep.state.shape}"
+            )
+        actions = np.empty((len(self._actors), self._actors[0].action_dim), np.float32)
+        for actor, slots in self._slots.items():
+            actions[slots] = actor(timestep.state[slots])
+        noise = self._noise * self._rng.standard_normal(actions.shape, np.float32)
+        return np.clip(actions + noise, -1, 1)
 
 
 def collect(
@@ -48,7 +73,7 @@ def collect(
     Args:
         pool: is reset with ``seed``.
         policy: called once a step with all rows; actions for rows that are ``is_last`` are ignored.
-        episodes: how many to write; what is unfinished then is dropped.
+        episodes: how many to write; what is unfinished then is dropped, as is what a lost worker left unfinished.
         folder: where to.
         seed: of the environments.
         meta: added to each episode's task, body, slot, seed and versions.
@@ -73,6 +98,8 @@ def collect(
         while True:
             bar.update(pool.num_envs)
             for slot in range(pool.num_envs):
+                if timestep.is_first[slot]:  # what is there was lost with its worker
+                    rows[slot] = []
                 rows[slot].append(Timestep(*(array[slot] for array in timestep)))
                 if not timestep.is_last[slot]:
                     continue

@@ -24,12 +24,12 @@ class GymEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
-    def __init__(self, task: Task, body: Body, seed: tuple[int, int], size: int, action_repeat: int):
+    def __init__(self, task: Task, body: Body, seed: tuple[int, int, int], size: int, action_repeat: int):
         self.task = task
         self.episode_steps = body.control_steps // action_repeat
         self._size, self._repeat = size, action_repeat
-        self._seed, self._slot = seed
-        self._episode, self._steps = 0, None
+        self._seed, self._slot, self._episode = seed
+        self._steps = None
         self._env = load_factory(body.factory)(task.goal)
         self._low, self._high = _limits(self._env, body)
         self._sees = _is_picture(self._env.observation_space)

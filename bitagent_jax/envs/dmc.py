@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -51,13 +52,16 @@ def make_env(
         look = rendering.resolve_look(look, rendering.configure_gl())
     elif not body.factory:
         rendering.import_without_gl()
-    return open_env(get_task(task), body, (seed, slot), size if render else 0, action_repeat, look)
+    return open_env(get_task(task), body, (seed, slot, 0), size if render else 0, action_repeat, look)
 
 
 def open_env(
-    task: Task, body: Body, seed: tuple[int, int], size: int, action_repeat: int, look: str
+    task: Task, body: Body, seed: tuple[int, int, int], size: int, action_repeat: int, look: str
 ) -> "DmcEnv | GymEnv":
-    """Make an environment after its settings were checked and OpenGL was chosen; ``seed`` is (seed, slot)."""
+    """Make an environment after its settings were checked and OpenGL was chosen.
+
+    ``seed`` is (seed, slot, number of the episode that the first reset begins).
+    """
     if body.factory:
         return GymEnv(task, body, seed, size, action_repeat)
     return DmcEnv(task, body, seed, size, action_repeat, look)
@@ -83,16 +87,18 @@ class DmcEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
-    def __init__(self, task: Task, body: Body, seed: tuple[int, int], size: int, action_repeat: int, look: str):
+    def __init__(self, task: Task, body: Body, seed: tuple[int, int, int], size: int, action_repeat: int, look: str):
         self.task = task
         self.episode_steps = body.control_steps // action_repeat
         self._repeat, self._look = action_repeat, look
-        self._seed, self._slot = seed
-        self._episode, self._steps = 0, None
+        self._seed, self._slot, self._episode = seed
+        self._steps = None
+        self._measured: Mapping[str, np.ndarray] | None = None
         self._views: dict[int, rendering.SideView] = {}
-        self._env = _build(task)
+        self._env = build_control(task)
         self._camera_id = body.camera
         self._camera = rendering.Camera(self.physics, size, body.camera, look) if size else None
+        self._substeps = round(self._env.control_timestep() / self.physics.timestep())
         limits = self._env.action_spec()
         self._centre, self._reach = (limits.maximum + limits.minimum) / 2, (limits.maximum - limits.minimum) / 2
         self.action_space = gymnasium.spaces.Box(-1, 1, limits.shape, np.float32)
@@ -107,13 +113,22 @@ class DmcEnv(gymnasium.Env):
         """Return the physics state as one float64 vector: positions, velocities, activations."""
         return self.physics.get_state()
 
+    def measurements(self) -> np.ndarray:
+        """Flatten dm_control's own observation of the latest row, in its order; float32 [body.state_dim].
+
+        RuntimeError before the first ``reset``. A diverged simulation keeps the observation before it.
+        """
+        if self._measured is None:
+            raise RuntimeError("call reset() first: nothing was measured yet")
+        return np.concatenate([np.ravel(part) for part in self._measured.values()], dtype=np.float32)
+
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start the next episode, or the first one of another seed; returns (image, {})."""
         super().reset(seed=seed)
         if seed is not None:
             self._seed, self._episode = seed, 0
         self._env.task.random.seed(episode_seeds(self._seed, self._slot, self._episode))
-        self._env.reset()
+        self._measured = self._env.reset().observation
         self._episode, self._steps = self._episode + 1, 0
         return self._observe(), {}
 
@@ -152,21 +167,26 @@ class DmcEnv(gymnasium.Env):
     def _advance(self, action: np.ndarray) -> tuple[float, bool]:
         from dm_control.rl.control import PhysicsError
 
-        control, reward = self._centre + self._reach * action, 0.0
+        control, reward, task = self._centre + self._reach * action, 0.0, self._env.task
         for _ in range(self._repeat):
+            # As control.Environment.step, but for observations that no one asks for.
+            task.before_step(control, self.physics)
             try:
-                reward += self._env.step(control).reward
+                self.physics.step(self._substeps)
             except PhysicsError as error:
                 _LOG.warning("%s ended early: the simulation diverged (%s)", self.task.name, error)
                 return reward, True
+            task.after_step(self.physics)
+            reward += task.get_reward(self.physics)
+        self._measured = task.get_observation(self.physics)
         return float(reward), False
 
     def _observe(self) -> np.ndarray:
         return self._camera.render() if self._camera else np.zeros((0, 0, 3), np.uint8)
 
 
-def _build(task: Task):
-    """Make dm_control's environment, by its body's module, without a time limit: the steps are counted here."""
+def build_control(task: Task):
+    """Make dm_control's own environment of a task, by its body's module; it has no time limit."""
     module = importlib.import_module(f"bitagent_jax.envs.{task.body}")
     absl = logging.getLogger("absl")
     absl.addFilter(_not_about_total_mass)

@@ -1,14 +1,10 @@
 """Many environments in a few worker processes, stepped together through shared memory."""
 
-import json
+import logging
 import os
-import select
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +12,31 @@ import numpy as np
 from bitagent_jax.envs import rendering
 from bitagent_jax.envs.dmc import check_settings
 from bitagent_jax.envs.shared import SharedArrays, step_spec
+from bitagent_jax.envs.supervision import Lost, Worker, close_all
 from bitagent_jax.envs.tasks import get_task, shared_body
-from bitagent_jax.envs.worker import COMMAND, NO_SEED
 
-_GRACE = 2.0
+MAX_FAILURES = 3
+"""Losses of one worker without a good step between them, after which the pool gives up."""
+START_TIMEOUT = 180.0
+"""Seconds within which a worker must have made its environments."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class Timestep(NamedTuple):
-    """One row of every environment: ``action`` led to ``image`` and ``reward``, and is zero where ``is_first``."""
+    """One row of every environment: ``action`` led to ``image`` and ``reward``, and is zero where ``is_first``.
+
+    ``is_first`` without ``is_last`` in the row before says that the episode until then was lost with its worker.
+
+    ``state`` is float32 [N, S], ``DmcEnv.measurements`` of the same row; [N, 0] of a pool made without states.
+    """
 
     image: np.ndarray
     action: np.ndarray
     reward: np.ndarray
     is_first: np.ndarray
     is_last: np.ndarray
+    state: np.ndarray
 
 
 class EnvPool:
@@ -37,6 +44,9 @@ class EnvPool:
 
     Environment i equals ``make_env(tasks[i], seed=seed, slot=i)`` bit for bit, whatever the number of workers.
     Workers die with the pool: when it is closed, collected, or its process ends in any way.
+
+    A worker that dies or hangs is started anew with a warning in the log: its environments' unfinished episodes are
+    lost, and they go on with their next ones. An exception within an environment is raised instead: it would recur.
     """
 
     def __init__(
@@ -49,7 +59,8 @@ class EnvPool:
         action_repeat: int = 2,
         look: str = "auto",
         render: bool = True,
-        timeout: float = 180.0,
+        state: bool = False,
+        timeout: float = 60.0,
     ):
         """Start the workers and wait until all environments are made.
 
@@ -57,37 +68,43 @@ class EnvPool:
             tasks: the task of each environment, all of one body.
             seed, size, action_repeat, look, render: as in ``dmc.make_env``.
             workers: processes; by default one a core, and never more than environments.
-            timeout: seconds without an answer after which a worker counts as hung.
+            state: whether rows hold state vectors.
+            timeout: seconds that a step or reset may take before a worker counts as hung; starting may take 180.
 
         Raises:
             ValueError: an impossible setting.
-            RuntimeError: no OpenGL, or a worker that failed.
+            RuntimeError: no OpenGL, or a worker that failed to start.
         """
         check_settings(tasks, seed=seed, size=size, action_repeat=action_repeat, look=look)
         body = shared_body(tasks)
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
+        if state and not body.state_dim:
+            raise ValueError(f"states are those of dm_control's bodies: body {body.name} has none, but got state=True")
         if render and not body.factory:
             look = rendering.resolve_look(look, rendering.configure_gl())
         self.tasks, self.num_envs, self.action_dim = tuple(tasks), len(tasks), body.action_dim
         self.episode_steps = body.control_steps // action_repeat
-        self._timeout, self._begun = timeout, False
-        shape = (self.num_envs, size if render else 0, body.action_dim)
+        self._timeout, self._begun, self._render = timeout, False, render
+        self._seed, self._episodes = seed, [0] * self.num_envs
+        shape = (self.num_envs, size if render else 0, body.action_dim, body.state_dim if state else 0)
         self._arrays = SharedArrays(step_spec(*shape))
         env = dict(size=shape[1], action_repeat=action_repeat, look=look)
         rows = dict(body=body, tasks=[get_task(name) for name in dict.fromkeys(tasks)])
-        config = dict(seed=seed, env=env, shape=shape, fd=self._arrays.fd, **rows)
-        self._workers: list[_Worker] = []
-        self._close = weakref.finalize(self, _close_all, self._workers, self._arrays)
-        for slots in np.array_split(np.arange(self.num_envs), min(workers or _cores(), self.num_envs)):
-            self._workers.append(_Worker([(int(i), tasks[i]) for i in slots], config, render))
-        self._gather()
+        self._config = dict(env=env, shape=shape, fd=self._arrays.fd, **rows)
+        self._workers: list[Worker] = []
+        self._close = weakref.finalize(self, close_all, self._workers, self._arrays)
+        for slots in np.array_split(np.arange(self.num_envs), min(workers or usable_cores(), self.num_envs)):
+            self._workers.append(self._start(slots.tolist()))
+        self._started()
 
     def reset(self, seed: int | None = None) -> Timestep:
         """Begin the next episode everywhere, or the first one of another seed; returns the reset rows."""
         if seed is not None and seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
-        return self._run(b"r", NO_SEED if seed is None else seed)
+        if seed is not None:
+            self._seed, self._episodes = seed, [0] * self.num_envs
+        return self._run(b"r", seed)
 
     def step(self, actions: np.ndarray) -> Timestep:
         """Step every environment, clipping actions to [-1, 1].
@@ -102,7 +119,8 @@ class EnvPool:
 
         Raises:
             ValueError: wrong shape or actions that are not finite.
-            RuntimeError: ``reset`` was never called, the pool is closed, or a worker died or hangs.
+            RuntimeError: ``reset`` was never called, the pool is closed, an environment raised, or one worker was
+                lost three times without a good step between.
         """
         actions = np.asarray(actions, np.float32)
         if actions.shape != (self.num_envs, self.action_dim):
@@ -112,7 +130,7 @@ class EnvPool:
         if not self._begun:
             raise RuntimeError("call reset() before the first step()")
         np.clip(actions, -1, 1, out=self._arrays["action"])
-        return self._run(b"s", NO_SEED)
+        return self._run(b"s")
 
     def close(self) -> None:
         """End all workers; safe to call twice."""
@@ -124,102 +142,66 @@ class EnvPool:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _run(self, letter: bytes, seed: int) -> Timestep:
+    def _run(self, letter: bytes, seed: int | None = None) -> Timestep:
+        """Send a command to all workers, wait for their answers, and replace those that are lost."""
         if not self._close.alive:
             raise RuntimeError("this pool is closed")
         try:
             for worker in self._workers:
-                worker.send(COMMAND.pack(letter, seed))
-            self._gather()
+                worker.send(letter, seed)
+            deadline = time.monotonic() + self._timeout
+            for index in range(len(self._workers)):
+                self._finish(index, deadline, good_step=letter == b"s")
         except BaseException:
             self.close()
             raise
         self._begun = True
-        return Timestep(**self._arrays.copies())
+        rows = Timestep(**self._arrays.copies())
+        self._episodes = [count + int(first) for count, first in zip(self._episodes, rows.is_first, strict=True)]
+        return rows
 
-    def _gather(self) -> None:
-        deadline = time.monotonic() + self._timeout
+    def _finish(self, index: int, deadline: float, good_step: bool) -> None:
+        worker = self._workers[index]
+        try:
+            worker.wait(deadline, self._timeout)
+        except Lost as lost:
+            self._replace(index, lost)
+        else:
+            worker.failures *= not good_step
+
+    def _replace(self, index: int, lost: Lost) -> None:
+        """Start a lost worker anew and begin the next episodes of its environments, whatever the others do."""
+        old = self._workers[index]
+        old.kill()
+        failures = old.failures + 1
+        if failures == MAX_FAILURES:
+            raise RuntimeError(f"{lost}\n{failures} failures of these environments without a good step") from lost
+        _LOG.warning("%s: starting it anew; its unfinished episodes are lost", lost)
+        new = self._workers[index] = self._start([slot for slot, _ in old.slots])
+        new.failures = failures
+        try:
+            new.wait(time.monotonic() + START_TIMEOUT, START_TIMEOUT)
+            new.send(b"r")
+            new.wait(time.monotonic() + self._timeout, self._timeout)
+        except Lost as again:
+            self._replace(index, again)
+
+    def _start(self, slots: list[int]) -> Worker:
+        """Start a worker whose environments will begin the episodes that follow those already begun."""
+        episodes = [self._episodes[slot] for slot in slots]
+        config = dict(self._config, seed=self._seed, episodes=episodes)
+        return Worker([(slot, self.tasks[slot]) for slot in slots], config, self._render)
+
+    def _started(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
         try:
             for worker in self._workers:
-                worker.wait(deadline, self._timeout)
+                worker.wait(deadline, START_TIMEOUT)
         except BaseException:
             self.close()
             raise
 
 
-class _Worker:
-    """The parent's end of one worker process."""
-
-    def __init__(self, slots: list[tuple[int, str]], config: dict, render: bool):
-        self.slots = slots
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "bitagent_jax.envs.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=(config["fd"],),
-            env=_worker_environment(render),
-        )
-        self.send(json.dumps({**config, "slots": slots}).encode() + b"\n")
-
-    def send(self, data: bytes) -> None:
-        try:
-            self.process.stdin.write(data)
-        except BrokenPipeError:
-            raise self._failure(self.process.stdout.read()) from None
-
-    def wait(self, deadline: float, timeout: float) -> None:
-        """Wait for the answer to the last command; RuntimeError if it does not come."""
-        ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise RuntimeError(f"{self} gave no answer within {timeout:g} s")
-        answer = self.process.stdout.read(1)
-        if answer != b"k":
-            raise self._failure(answer + self.process.stdout.read())
-
-    def _failure(self, answer: bytes) -> RuntimeError:
-        try:
-            code = self.process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            code = "none yet"
-        trace = answer.removeprefix(b"e").decode(errors="replace").strip()
-        return RuntimeError(f"{self} failed (exit code {code})" + (f":\n{trace}" if trace else ""))
-
-    def __str__(self) -> str:
-        names = ", ".join(f"{slot}: {task}" for slot, task in self.slots)
-        return f"environment worker with process id {self.process.pid} (environments {names})"
-
-
-def _close_all(workers: list[_Worker], arrays: SharedArrays) -> None:
-    """Let the workers leave by closing their stdin, then kill those that do not."""
-    for worker in workers:
-        worker.process.stdin.close()
-    deadline = time.monotonic() + _GRACE
-    for worker in workers:
-        try:
-            worker.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
-        worker.process.stdout.close()
-    arrays.close()
-
-
-def _worker_environment(render: bool) -> dict[str, str]:
-    """Environment variables of a worker: this package importable, one thread, this process's OpenGL or none."""
-    root = str(Path(__file__).resolve().parents[2])
-    inherited = os.environ.get("PYTHONPATH")
-    changes = {
-        "PYTHONPATH": root + (os.pathsep + inherited if inherited else ""),
-        "LP_NUM_THREADS": "0",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    if not render:
-        changes["MUJOCO_GL"] = rendering.NO_GL
-    return {**os.environ, **changes}
-
-
-def _cores() -> int:
+def usable_cores() -> int:
     """Count the cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

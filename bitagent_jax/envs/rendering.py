@@ -128,20 +128,24 @@ class Camera:
     def __init__(self, physics, size: int, camera: int, look: str):
         from dm_control.mujoco.engine import Camera as SceneCamera
 
-        visual = physics.model.vis
-        if look == "fast":
-            quality = visual.quality
-            quality.offsamples, quality.shadowsize = 4, 256
-            quality.numslices, quality.numstacks, quality.numquads = 12, 6, 1
-            visual.global_.offwidth = visual.global_.offheight = size
-        else:
-            visual.global_.offwidth = max(size, visual.global_.offwidth)
-            visual.global_.offheight = max(size, visual.global_.offheight)
+        set_quality(physics.model.vis, size, look)
         self._scene = SceneCamera(physics, height=size, width=size, camera_id=camera)
 
     def render(self) -> np.ndarray:
         """Draw the present state; uint8 [size, size, 3], a fresh array."""
         return np.ascontiguousarray(self._scene.render())
+
+
+def set_quality(visual, size: int, look: str) -> None:
+    """Give a model's ``vis`` the quality of a look; works only before the model's OpenGL context is made."""
+    if look == "fast":
+        quality = visual.quality
+        quality.offsamples, quality.shadowsize = 4, 256
+        quality.numslices, quality.numstacks, quality.numquads = 12, 6, 1
+        visual.global_.offwidth = visual.global_.offheight = size
+    else:
+        visual.global_.offwidth = max(size, visual.global_.offwidth)
+        visual.global_.offheight = max(size, visual.global_.offheight)
 
 
 class SideView:

@@ -41,7 +41,7 @@ class SharedArrays:
             self.fd = -1
 
 
-def step_spec(num_envs: int, size: int, action_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
+def step_spec(num_envs: int, size: int, action_dim: int, state_dim: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """Describe the arrays of one step of a pool, in the order of ``pool.Timestep``."""
     return {
         "image": ((num_envs, size, size, 3), "uint8"),
@@ -49,6 +49,7 @@ def step_spec(num_envs: int, size: int, action_dim: int) -> dict[str, tuple[tupl
         "reward": ((num_envs,), "float32"),
         "is_first": ((num_envs,), "bool"),
         "is_last": ((num_envs,), "bool"),
+        "state": ((num_envs, state_dim), "float32"),
     }
 
 

@@ -14,6 +14,8 @@ class Body(NamedTuple):
     Attributes:
         name: also that of the module in ``envs`` that builds it, unless it has a factory.
         action_dim: the width A of its actions.
+        state_dim: the width S of its states, dm_control's own observation of the body, flattened; the same in all
+            tasks of the body, and 0 of a body with a factory, which has none.
         camera: an index into its model's cameras.
         control_steps: in a full episode, before action repeat.
         factory: ``module:function`` or ``file.py:function`` that makes a gymnasium environment of a goal; "" for
@@ -22,6 +24,7 @@ class Body(NamedTuple):
 
     name: str
     action_dim: int
+    state_dim: int = 0
     camera: int = 0
     control_steps: int = 1000
     factory: str = ""
@@ -45,10 +48,10 @@ class Task(NamedTuple):
 BODIES = {
     body.name: body
     for body in (
-        Body("walker", action_dim=6),
-        Body("cheetah", action_dim=6),
-        Body("quadruped", action_dim=12, camera=2),
-        Body("stickman", action_dim=10),
+        Body("walker", action_dim=6, state_dim=24),
+        Body("cheetah", action_dim=6, state_dim=17),
+        Body("quadruped", action_dim=12, state_dim=78, camera=2),
+        Body("stickman", action_dim=10, state_dim=44),
         Body("kitchen", action_dim=9, control_steps=280, factory="bitagent_jax.envs.kitchen:make"),
     )
 }

@@ -40,8 +40,9 @@ def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
 
     config = json.loads(commands.readline())
     body, tasks = Body(*config["body"]), {row[0]: Task(*row) for row in config["tasks"]}
-    seed, settings = config["seed"], config["env"]
-    envs = {slot: open_env(tasks[name], body, (seed, slot), **settings) for slot, name in config["slots"]}
+    envs = {}
+    for (slot, name), episode in zip(config["slots"], config["episodes"], strict=True):
+        envs[slot] = open_env(tasks[name], body, (config["seed"], slot, episode), **config["env"])
     arrays = SharedArrays(step_spec(*config["shape"]), config["fd"])
     answers.write(b"k")
     while command := commands.read(COMMAND.size):
@@ -58,12 +59,19 @@ def _reset(slot: int, env, arrays: SharedArrays, seed: int | None) -> None:
     arrays["image"][slot], _ = env.reset(seed=seed)
     arrays["action"][slot], arrays["reward"][slot] = 0, 0
     arrays["is_first"][slot], arrays["is_last"][slot] = True, False
+    _measure(slot, env, arrays)
 
 
 def _step(slot: int, env, arrays: SharedArrays) -> None:
     image, reward, terminated, truncated, _ = env.step(arrays["action"][slot])
     arrays["image"][slot], arrays["reward"][slot] = image, reward
     arrays["is_first"][slot], arrays["is_last"][slot] = False, terminated or truncated
+    _measure(slot, env, arrays)
+
+
+def _measure(slot: int, env, arrays: SharedArrays) -> None:
+    if arrays["state"].size:
+        arrays["state"][slot] = env.measurements()
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def _run_once(pool: EnvPool, policy: Callable, desc: str) -> np.ndarray:
     with progress(500, desc=desc) as bar:
         while running.any():
             timestep = pool.step(policy(timestep))
+            totals[timestep.is_first & running] = 0  # its worker was lost: the episode is run anew
             totals += timestep.reward * running
             running &= ~timestep.is_last
             bar.update()

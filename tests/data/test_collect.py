@@ -1,12 +1,16 @@
 """Collecting from a real pool."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
-from bitagent_jax.data.collect import RandomPolicy, collect
+from bitagent_jax.data.collect import RandomPolicy, ZooPolicy, collect
 from bitagent_jax.data.episodes import list_episodes, read_episode
 from bitagent_jax.envs.dmc import make_env
-from bitagent_jax.envs.pool import EnvPool
+from bitagent_jax.envs.pool import EnvPool, Timestep
+from bitagent_jax.zoo import Actor
 
 TASKS = ["cheetah_run", "cheetah_run"]
 
@@ -54,6 +58,30 @@ def test_collecting_is_fixed_by_the_two_seeds_and_appends(pool, tmp_path):
     assert run(2, 1)[1] != first and run(1, 2)[1] != first
 
 
+def test_an_episode_that_was_lost_with_its_worker_is_not_written(tmp_path, caplog):
+    class Killer(RandomPolicy):
+        calls = 0
+
+        def __call__(self, timestep):
+            self.calls += 1
+            if self.calls == 5:
+                os.kill(pool._workers[1].process.pid, signal.SIGKILL)
+            return super().__call__(timestep)
+
+    with EnvPool(TASKS, workers=2, action_repeat=100, size=8, look="fast") as pool:
+        paths = collect(pool, Killer(6, 1), episodes=2, folder=tmp_path, seed=4)
+    assert "environments 1: cheetah_run" in caplog.text
+    assert [path.name for path in paths] == ["000000-cheetah_run-11.npz", "000001-cheetah_run-11.npz"]
+    for path, slot, episode in zip(paths, (0, 1), (0, 1), strict=True):
+        arrays, meta = read_episode(path)
+        assert meta["slot"] == slot and arrays["is_first"].tolist() == [True] + [False] * 10
+        env = make_env("cheetah_run", seed=4, slot=slot, action_repeat=100, render=False)
+        for _ in range(episode + 1):
+            env.reset()
+        rewards = [np.float32(env.step(action)[1]) for action in arrays["action"][1:]]
+        np.testing.assert_array_equal(arrays["reward"][1:], rewards)
+
+
 def test_random_actions_fill_the_range():
     class Rows:
         reward = np.zeros(500)
@@ -61,6 +89,31 @@ def test_random_actions_fill_the_range():
     actions = RandomPolicy(6, 0)(Rows)
     assert actions.shape == (500, 6) and actions.dtype == np.float32
     assert -1 <= actions.min() < -0.99 and 0.99 < actions.max() <= 1 and abs(actions.mean()) < 0.05
+
+
+def states(values) -> Timestep:
+    """Rows of which only the states, of one number each, are filled in."""
+    return Timestep(*[None] * 5, state=np.float32(values)[:, None])
+
+
+def test_zoo_policy_lets_each_environments_actor_act():
+    """tanh(2 s) and tanh(-s) of states 1, 2 and 3, with noise that a seed fixes and limits that clip it."""
+    double, minus = (Actor([(np.array([[gain]]), np.zeros(1))]) for gain in (2.0, -1.0))
+    actors, rows = [double, minus, double], states([1, 2, 3])
+    expected = np.tanh([[2.0], [-2.0], [6.0]])
+    np.testing.assert_allclose(ZooPolicy(actors)(rows), expected, rtol=1e-6)
+    noisy = [ZooPolicy(actors, noise=0.5, seed=seed)(rows) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert noisy[0].dtype == np.float32 and (noisy[0] != noisy[2]).any() and np.abs(noisy).max() <= 1
+    still = ZooPolicy([Actor([(np.zeros((1, 1)), np.zeros(1))])] * 4000, noise=0.2)(states(np.ones(4000)))
+    assert still.std() == pytest.approx(0.2, rel=0.05)
+
+
+def test_zoo_policy_needs_a_state_for_each_actor():
+    actor = Actor([(np.zeros((1, 1)), np.zeros(1))])
+    for count, rows in ((1, states([1, 2])), (2, Timestep(*[None] * 5, state=np.zeros((2, 0), np.float32)))):
+        with pytest.raises(ValueError, match="made with state=True"):
+            ZooPolicy([actor] * count)(rows)
 
 
 def test_bad_calls_are_named(pool, tmp_path):

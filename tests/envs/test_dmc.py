@@ -74,6 +74,29 @@ def test_pictures_and_states_depend_on_seed_slot_and_episode_only(task):
     assert len({start(*case) for case in [(5, 0, 0), (5, 0, 1), (5, 1, 0), (6, 0, 0)]}) == 4
 
 
+@pytest.mark.parametrize("task", sorted(task.name for task in TASKS.values() if not BODIES[task.body].factory))
+def test_measurements_are_dm_controls_own_observation(task):
+    """Not repeated, so that the flattened observation is that of dm_control's last control step."""
+    env, body = make_env(task, action_repeat=1, render=False), BODIES[TASKS[task].body]
+    with pytest.raises(RuntimeError, match="reset"):
+        env.measurements()
+    env.reset()
+    assert env.measurements().dtype == np.float32 and env.measurements().shape == (body.state_dim,)
+    env.step(act(env))
+    observation = env._env.task.get_observation(env.physics)
+    np.testing.assert_array_equal(env.measurements(), np.float32(np.hstack([*observation.values()])))
+
+
+def test_walker_measures_orientations_height_and_velocities():
+    env = make_env("walker_walk", render=False)
+    env.reset()
+    place(env, 0.0)
+    env.physics.named.data.qvel["rootx"] = 2
+    env.step(np.zeros(6, np.float32))
+    measured = env.measurements()
+    assert measured[14] == pytest.approx(env.physics.torso_height()) and measured[15:] == pytest.approx(env.state()[9:])
+
+
 def test_reset_with_a_seed_begins_its_first_episode_again():
     env, other = make_env("walker_run", seed=1, render=False), make_env("walker_run", seed=9, render=False)
     env.reset(), env.reset()
@@ -164,7 +187,7 @@ def test_a_diverged_simulation_ends_the_episode():
     env.reset()
     env.physics.data.qvel[:] = 1e12
     _, reward, terminated, truncated, _ = env.step(np.zeros(6))
-    assert terminated and not truncated and np.isfinite(reward)
+    assert terminated and not truncated and np.isfinite(reward) and np.isfinite(env.measurements()).all()
     env.reset()
     assert not env.step(np.zeros(6))[2]
 

@@ -37,7 +37,7 @@ def await_death(processes: list[int], seconds: float = 10) -> bool:
 
 @pytest.fixture(scope="module")
 def pool():
-    with EnvPool(TASKS, seed=7, workers=2) as pool:
+    with EnvPool(TASKS, seed=7, workers=2, state=True) as pool:
         yield pool
 
 
@@ -48,6 +48,7 @@ def test_a_pool_equals_single_environments_bit_for_bit(pool):
         row = pool.reset()
         images = [env.reset()[0] for env in envs]
         np.testing.assert_array_equal(row.image, images)
+        np.testing.assert_array_equal(row.state, [env.measurements() for env in envs])
         assert row.is_first.all() and not row.is_last.any() and not row.action.any() and not row.reward.any()
         for _ in range(4):
             actions = rng.uniform(-2, 2, (3, 6)).astype(np.float32)
@@ -56,6 +57,7 @@ def test_a_pool_equals_single_environments_bit_for_bit(pool):
             np.testing.assert_array_equal(row.image, [r[0] for r in rows])
             np.testing.assert_array_equal(row.reward, np.float32([r[1] for r in rows]))
             np.testing.assert_array_equal(row.action, np.clip(actions, -1, 1))
+            np.testing.assert_array_equal(row.state, [env.measurements() for env in envs])
             assert not row.is_first.any() and not row.is_last.any()
 
 
@@ -66,7 +68,7 @@ def test_rows_are_fresh_and_typed(pool):
     np.testing.assert_array_equal(first.image, kept)
     assert not np.array_equal(first.image, second.image)
     kinds = [array.dtype.name for array in second]
-    assert kinds == ["uint8", "float32", "float32", "bool", "bool"]
+    assert kinds == ["uint8", "float32", "float32", "bool", "bool", "float32"]
     assert (pool.num_envs, pool.action_dim, second.image.shape) == (3, 6, (3, 64, 64, 3))
     again = pool.reset(seed=1)
     np.testing.assert_array_equal(again.image, kept)
@@ -97,31 +99,23 @@ def test_an_episode_ends_and_the_next_begins_by_itself():
     assert [row.is_last[0] for row in rows] == [False] * 10 + [True, False, False]
     assert [row.is_first[1] for row in rows] == [True] + [False] * 10 + [True, False]
     assert not rows[11].action.any() and not rows[11].reward.any() and rows[12].action.all()
-    assert rows[0].image.shape == (2, 0, 0, 3)
+    assert rows[0].image.shape == (2, 0, 0, 3) and rows[0].state.shape == (2, 0)
 
 
-def test_a_killed_worker_is_an_error_and_leaves_no_orphans():
-    pool = EnvPool(["walker_run"] * 2, workers=2, render=False)
-    processes = pids(pool)
-    pool.reset()
-    os.kill(processes[1], signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"(?s)walker_run.*exit code -9"):
-        for _ in range(3):
-            pool.step(np.zeros((2, 6), np.float32))
-    assert await_death(processes)
-    with pytest.raises(RuntimeError, match="closed"):
-        pool.step(np.zeros((2, 6), np.float32))
-    pool.close()
+def test_a_worker_that_is_lost_at_the_start_is_an_error_and_leaves_no_orphans(monkeypatch):
+    started = []
 
+    def kill(command, **options):
+        started.append(popen(command, **options))
+        if len(started) == 2:
+            started[1].kill()
+        return started[-1]
 
-def test_a_hung_worker_is_an_error():
-    pool = EnvPool(["walker_run"], render=False)
-    pool._timeout = 0.5
-    processes = pids(pool)
-    os.kill(processes[0], signal.SIGSTOP)
-    with pytest.raises(RuntimeError, match="no answer within 0.5 s"):
-        pool.reset()
-    assert await_death(processes)
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", kill)
+    with pytest.raises(RuntimeError, match=r"(?s)1: walker_run.*exit code -9"):
+        EnvPool(["walker_run"] * 2, workers=2, render=False)
+    assert await_death([process.pid for process in started])
 
 
 def test_an_exception_in_a_worker_arrives_with_its_traceback():
@@ -129,7 +123,7 @@ def test_an_exception_in_a_worker_arrives_with_its_traceback():
     pool.reset()
     pool._arrays["action"][:] = np.nan
     with pytest.raises(RuntimeError, match=r"(?s)exit code 1.*Traceback.*ValueError: expected a finite action"):
-        pool._run(b"s", -1)
+        pool._run(b"s")
 
 
 def test_workers_die_when_the_pool_is_forgotten():
@@ -172,6 +166,7 @@ def test_workers_die_with_their_parent(sign):
         (["walker_run", "cheetah_run"], {}, "one body"),
         (["walker_run"], {"workers": 0}, "at least 1, got 0"),
         (["walker_run"], {"look": "fine"}, "unknown look"),
+        (["kitchen_light"], {"state": True, "action_repeat": 1}, "body kitchen has none"),
     ],
 )
 def test_bad_settings_are_named_before_any_worker_starts(tasks, change, message):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bitagent_jax.data.collect import RandomPolicy
+from bitagent_jax.envs.pool import Timestep
 from bitagent_jax.envs.tasks import TASKS
 from bitagent_jax.evaluation import rollouts
 from bitagent_jax.inference import load
@@ -33,6 +34,22 @@ def test_more_episodes_than_slots_go_in_rounds(monkeypatch):
     assert pools == [["walker_stand"] * 2, ["walker_run"] * 2]
     assert {task: len(values) for task, values in returns.items()} == {"walker_stand": 2, "walker_run": 2}
     assert np.mean(returns["walker_stand"]) > np.mean(returns["walker_run"])
+
+
+def test_an_episode_lost_with_its_worker_does_not_count():
+    """Rewards 1, 2, then a new first row, 4, 8 and the end: 12, not 15."""
+
+    class Pool:
+        num_envs, rows = 1, iter([(1, 0, 0), (2, 0, 0), (0, 1, 0), (4, 0, 0), (8, 0, 1)])
+
+        def reset(self):
+            return None
+
+        def step(self, actions):
+            reward, first, last = next(self.rows)
+            return Timestep(None, None, np.float32([reward]), np.array([first], bool), np.array([last], bool), None)
+
+    assert rollouts._run_once(Pool(), lambda timestep: None, "").tolist() == [12]
 
 
 def test_scores_are_normalised_per_task_and_over_all(agent, tmp_path):

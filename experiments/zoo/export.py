@@ -1,0 +1,84 @@
+"""Choose three actors of a finished training, measure them and put them into the package with their card.
+
+    python -m experiments.zoo.export runs/zoo/walker_walk [runs/zoo/walker_run ...]
+
+Hardware: one CPU core, a quarter of a minute a task. The expert is the best evaluation of the curve; early and
+middle are those before it that are nearest to normalised returns of .3 and .65. What the card states was
+measured anew by ``experiments.zoo.measure`` on other initial states.
+"""
+
+import argparse
+import hashlib
+import json
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bitagent_jax.data.episodes import write_atomically
+from bitagent_jax.envs.tasks import TASKS, get_task
+from bitagent_jax.zoo import STAGES, library
+from bitagent_jax.zoo.actor import from_bytes
+from experiments.zoo.measure import measure
+
+TARGETS = {"early": 0.3, "middle": 0.65}
+LIBRARIES = ("sbx-rl", "stable-baselines3", "jax", "numpy", "dm_control", "mujoco")
+NOTES = dict(
+    state="dm_control's own observation of the task, its arrays flattened and joined in their order; float32",
+    network="affine layers with ReLU between and tanh after the last; tensors w0, b0, ..., stored in float16",
+    returns="sums of rewards over one episode of 1000 control steps, action repeat 2, without action noise",
+    normalised="(return - random) / (expert - random) on the scale of GenRL's benchmark",
+    trained_by="experiments/zoo (train.py, export.py), soft actor-critic of sbx-rl",
+    steps="agent steps, each of two control steps, in all environments together",
+    licence="Apache-2.0",
+)
+
+
+def choose(curve: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Pick the row of each stage; ValueError if no two rows precede the best one."""
+    best = max(curve, key=lambda row: row["score"])
+    before = [row for row in curve if row["steps"] < best["steps"]]
+    if len(before) < len(TARGETS):
+        raise ValueError(f"the best evaluation is number {len(before) + 1}: too few come before it")
+    rows = {stage: min(before, key=lambda row: abs(row["score"] - aim)) for stage, aim in TARGETS.items()}
+    return rows | {"expert": best}
+
+
+def export(folder: Path) -> dict[str, Any]:
+    """Write the weights of one training's stages into the package and return their part of the card."""
+    progress = json.loads((folder / "curve.json").read_text())
+    task, entries = progress["task"], {}
+    for stage, row in choose(progress["curve"]).items():
+        raw = (folder / f"{row['steps']:08d}.safetensors").read_bytes()
+        actor = from_bytes(raw)
+        write_atomically(library.actor_path(task, stage), lambda file, raw=raw: file.write(raw))
+        entries[stage] = dict(
+            file=library.actor_path(task, stage).name,
+            sha256=hashlib.sha256(raw).hexdigest(),
+            state_dim=actor.state_dim,
+            action_dim=actor.action_dim,
+            **{key: row[key] for key in ("steps", "updates", "seconds")},
+            **{key: progress[key] for key in ("seed", "envs", "warm")},
+            genrl_random=get_task(task).random_score,
+            genrl_expert=get_task(task).expert_score,
+            **measure(task, actor),
+            date=datetime.now(UTC).date().isoformat(),
+            versions={name: version(name) for name in LIBRARIES},
+        )
+    return {task: {stage: entries[stage] for stage in STAGES}}
+
+
+def main() -> None:
+    """Read the command line, export and rewrite the card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    path = library.WEIGHTS / "card.json"
+    actors = json.loads(path.read_text())["actors"] if path.exists() else {}
+    for folder in parser.parse_args().folders:
+        actors |= export(folder)
+    card = NOTES | {"actors": {task: actors[task] for task in TASKS if task in actors}}
+    write_atomically(path, lambda file: file.write((json.dumps(card, indent=1) + "\n").encode()))
+
+
+if __name__ == "__main__":
+    main()
