@@ -39,7 +39,7 @@ def _summary(task: str, returns: list[float]) -> dict[str, Any]:
         return_std=round(float(np.std(returns)), 1),
         normalised=round(float(normalised_score(task, np.mean(returns))), 3),
         episodes=len(returns),
-        seed=SEED,
+        evaluation_seed=SEED,
     )
 
 

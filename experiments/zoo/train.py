@@ -4,7 +4,7 @@
 
 Needs ``pip install -e .[zoo]``. Hardware: one CPU core. Kill it at any time and run the same command again: it
 continues from the last checkpoint, at most three minutes old. Soft actor-critic from sbx-rl with 3-step returns;
-cheap physics against dear updates on a CPU sets one update to four agent steps and layers of 128.
+cheap physics against dear updates on a CPU make for layers of 128, batches of 128 and one update to two agent steps.
 ``--warm DIR`` begins with the networks of another task's run of the same body.
 Then ``experiments.zoo.export`` chooses the stages and ``experiments.zoo.measure`` measures them.
 """
@@ -25,13 +25,13 @@ from bitagent_jax.zoo.actor import to_bytes
 from experiments.zoo import checkpoint
 from experiments.zoo.vector import episode_returns, make_envs
 
-ENVS, UPDATES = 64, 16  # per round: one step of 64 environments, then 16 updates in one program
+ENVS, UPDATES = 64, 32  # per round: one step of 64 environments, then 32 updates in one program
 EVALUATE_EVERY, EVALUATIONS = 25_000, 5  # agent steps, episodes
 SAVE_EVERY = 180.0  # seconds
 EVALUATION_SEED = 10**6
 SETTINGS = dict(
-    learning_rate=7e-4, buffer_size=1_000_000, learning_starts=4_000, batch_size=256, tau=0.01, gamma=0.99, n_steps=3,
-    policy_kwargs=dict(net_arch=[128, 128], layer_norm=True),
+    learning_rate=1e-3, buffer_size=1_000_000, learning_starts=4_000, batch_size=128, tau=0.01, gamma=0.99, n_steps=3,
+    policy_delay=2, policy_kwargs=dict(net_arch=[128, 128], layer_norm=True),
 )  # fmt: skip
 
 
@@ -90,23 +90,32 @@ def train(task: str, folder: Path, steps: int, *, seed: int = 0, warm: Path | No
         warm: another run's folder, whose networks to begin with.
 
     Returns:
-        The progress, as in curve.json: ``seconds`` of wall time and the ``curve`` of evaluations.
+        The progress, as in curve.json: ``seconds`` of wall time, the ``settings`` trained with from which step on,
+        and the ``curve`` of evaluations.
     """
     saved = folder / "checkpoint.npz"
     envs = make_envs(get_task(task).name, ENVS, seed)
     model = SAC("MlpPolicy", envs, seed=seed, train_freq=1, gradient_steps=UPDATES, **SETTINGS)
-    progress = {"task": task, "seed": seed, "envs": ENVS, "warm": _origin(warm), "seconds": 0.0, "curve": []}
+    progress = {"task": task, "seed": seed, "warm": _origin(warm), "seconds": 0.0, "curve": []}
     if saved.exists():
         progress = checkpoint.restore(saved, model)
         print(f"continuing at step {model.num_timesteps}", flush=True)
     elif warm:
         checkpoint.warm_start(warm / "checkpoint.npz", model)
+    _note_settings(progress, model.num_timesteps)
     np.random.seed(seed + model.num_timesteps)  # the replay draws from NumPy's global generator
     envs.seed(seed + model.num_timesteps)
     watch = Watch(folder, task, progress)
     model.learn(max(0, steps - model.num_timesteps), callback=watch, reset_num_timesteps=False)
     watch.save()
     return progress
+
+
+def _note_settings(progress: dict[str, Any], steps: int) -> None:
+    """Add the settings to the list of those trained with, unless they are still the same."""
+    notes, now = progress.setdefault("settings", []), {"envs": ENVS, "updates": UPDATES, **SETTINGS}
+    if not notes or {**notes[-1], "from": steps} != {"from": steps, **now}:
+        notes.append({"from": steps, **now})
 
 
 def _origin(warm: Path | None) -> dict[str, Any] | None:
