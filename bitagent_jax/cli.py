@@ -103,7 +103,8 @@ def _collect(args, rest) -> None:
     from bitagent_jax.evaluation.gather import gather
 
     _no_more(rest)
-    paths = gather(args.folder, args.tasks, args.episodes, run=args.run, seed=args.seed, num_envs=args.num_envs)
+    settings = {"mix": args.mix, "seed": args.seed, "num_envs": args.num_envs}
+    paths = gather(args.folder, args.tasks, args.episodes, run=args.run, **settings)
     print(f"{len(paths)} episodes in {args.folder}")
 
 
@@ -176,7 +177,7 @@ BENCHES = ("pool",)
 VERBS = {
     "quickstart": (_quickstart, "train, evaluate and film a small agent on this machine, from nothing"),
     "train": (_train, "train a run, or continue it"),
-    "collect": (_collect, "collect episodes with the random policy or a run's policy"),
+    "collect": (_collect, "collect episodes with the random policy, the zoo or a run's policy"),
     "embed": (_embed, "embed the clips of an episode folder"),
     "evaluate": (_evaluate, "score a run in the simulator"),
     "imagine": (_imagine, "film what a run makes of a sentence"),
@@ -196,7 +197,8 @@ def _parser() -> argparse.ArgumentParser:
     add["collect"].add_argument("folder")
     add["collect"].add_argument("--tasks", nargs="+", required=True)
     add["collect"].add_argument("--episodes", type=int, default=20)
-    add["collect"].add_argument("--run", help="act with this run's policy; without it, at random")
+    add["collect"].add_argument("--run", help="act with this run's policy; without it, a mix of behaviours acts")
+    add["collect"].add_argument("--mix", default="random", help="random, or zoo: the package's actors beside it")
     add["collect"].add_argument("--num-envs", type=int, default=4)
     add["embed"].add_argument("folder")
     add["embed"].add_argument("--encoder", default="embedded")

@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bitagent_jax import errors
+from bitagent_jax import errors, zoo
+from bitagent_jax.data import behaviors
 from bitagent_jax.envs import register
 from bitagent_jax.envs.tasks import BODIES, tasks_of
 
@@ -19,6 +20,7 @@ CLIP = 8  # frames of a clip, N in the paper
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "env.look": ("auto", "stock", "fast"),
+    "data.mix": behaviors.MIXES,
     "world_model.vision": ("conv", "patch"),
     "world_model.posterior": ("frame", "history"),
     "world_model.decoder": ("stoch", "feat"),
@@ -53,7 +55,8 @@ def defaults() -> ConfigDict:
             },
             "data": {
                 "folder": "",  # "" = RUN/episodes
-                "random_episodes": 200,  # collected with the random policy when the folder holds fewer
+                "mix": "random",  # behaviours that fill RUN/episodes: random | zoo (where the package ships actors)
+                "episodes": 200,  # collected when RUN/episodes holds fewer
                 "capacity": 3_000_000,  # frames held in memory; the oldest episodes leave first
                 "online_every": 0,  # collect again every so many updates; 0 = offline
                 "online_episodes": 4,
@@ -145,7 +148,7 @@ def defaults() -> ConfigDict:
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "cpu": {
-        "data.random_episodes": 36,
+        "data.episodes": 60,
         "data.capacity": 200_000,
         "mllm.aligner_units": 128,
         "mllm.adapter_units": 64,
@@ -177,7 +180,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "debug": {
         "env.num_envs": 2,
-        "data.random_episodes": 2,
+        "data.mix": "random",
+        "data.episodes": 2,
         "data.capacity": 20_000,
         "mllm.aligner_units": 16,
         "mllm.adapter_units": 8,
@@ -253,6 +257,7 @@ def make_config(body: str = "walker", arg: str = "paper") -> ConfigDict:
     config = defaults()
     config.body, config.tasks = body, default_tasks(body)
     config.custom.update(register.registration(body))
+    config.data.mix = "zoo" if set(config.tasks) & set(zoo.load_card()["actors"]) else "random"
     for name in filter(None, (arg or "").split(",")):
         if name not in PRESETS | ABLATIONS:
             raise errors.unknown("preset or ablation", name, PRESETS | ABLATIONS)
@@ -275,6 +280,8 @@ def validate(config: ConfigDict) -> ConfigDict:
     for task in config.tasks:
         if task not in tasks_of(config.body):
             raise errors.unknown(f"task of body {config.body}", task, tasks_of(config.body))
+    if config.data.mix == "zoo" and not config.data.folder:
+        behaviors.mixture("zoo", tuple(config.tasks) or default_tasks(config.body))
     if not config.tasks and not config.prompts:
         raise ValueError("config.tasks and config.prompts are both empty: nothing to learn")
     for prompt in config.prompts:

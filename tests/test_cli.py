@@ -78,6 +78,7 @@ def test_empty_prompts_and_unknown_names(capsys, trained, tmp_path):
     assert "unknown task 'walker_rum'. Did you mean 'walker_run'" in unknown
     assert "not of the run's body walker" in fails(capsys, "evaluate", trained[0], "--tasks", "cheetah_run")
     assert "unknown task" in fails(capsys, "collect", tmp_path, "--tasks", "walker_jump")
+    assert "unknown mix" in fails(capsys, "collect", tmp_path, "--tasks", "walker_run", "--mix", "zo")
     assert "'embeded'. Did you mean 'embedded'" in fails(capsys, "embed", trained[0] / "online", "--encoder", "embeded")
     assert "--epsiodes" in fails(capsys, "evaluate", trained[0], "--epsiodes", "3")
     assert "'wlker'. Did you mean 'walker'" in fails(capsys, "quickstart", tmp_path / "q", "--body", "wlker")

@@ -30,27 +30,30 @@ class RandomPolicy:
 
 
 class ZooPolicy:
-    """Actors of the zoo, one for each environment of a pool made with ``state=True``, with Gaussian action noise."""
+    """Actors of the zoo with Gaussian action noise, one for each environment of a pool made with ``state=True``."""
 
-    def __init__(self, actors: Sequence[Actor], *, noise: float = 0.0, seed: int = 0):
-        """Hold an actor for each environment; ``noise`` is the standard deviation in units of the action's reach."""
-        self._actors, self._noise = list(actors), noise
+    def __init__(self, actors: Sequence[Actor | None], *, noise: float | Sequence[float] = 0.0, seed: int = 0):
+        """Hold an actor for each environment (None acts at random) and its noise, as a part of the actions' reach."""
+        self._noise = np.broadcast_to(np.asarray(noise, np.float32), len(actors))[:, None]
         self._rng = np.random.default_rng(seed)
         # Environments of the same actor share one forward pass.
-        self._slots = {actor: [i for i, other in enumerate(actors) if other is actor] for actor in self._actors}
+        self._slots = {one: [i for i, other in enumerate(actors) if other is one] for one in actors}
 
     def __call__(self, timestep: Timestep) -> np.ndarray:
         """Return float32 [N, A] in [-1, 1]; ValueError for other than one row an actor, or rows without states."""
-        if len(timestep.state) != len(self._actors) or not timestep.state.size:
+        blind = any(self._slots) and not timestep.state.size
+        if blind or len(timestep.state) != len(self._noise):
             raise ValueError(
-                f"{len(self._actors)} actors need the states of as many environments (a pool made with state=True), "
+                f"{len(self._noise)} actors need the states of as many environments (a pool made with state=True), "
                 f"got states of shape {timestep.state.shape}"
             )
-        actions = np.empty((len(self._actors), self._actors[0].action_dim), np.float32)
+        actions = self._noise * self._rng.standard_normal(timestep.action.shape, np.float32)
         for actor, slots in self._slots.items():
-            actions[slots] = actor(timestep.state[slots])
-        noise = self._noise * self._rng.standard_normal(actions.shape, np.float32)
-        return np.clip(actions + noise, -1, 1)
+            if actor is None:
+                actions[slots] = self._rng.uniform(-1, 1, actions[slots].shape)
+            else:
+                actions[slots] += actor(timestep.state[slots])
+        return np.clip(actions, -1, 1)
 
 
 def collect(
@@ -60,8 +63,7 @@ def collect(
     episodes: int,
     folder: str | Path,
     seed: int,
-    meta: Mapping[str, Any] | None = None,
-    labels: Sequence[str] | None = None,
+    metas: Sequence[Mapping[str, Any]],
     start: int | None = None,
     progress: bool = True,
 ) -> list[Path]:
@@ -76,20 +78,20 @@ def collect(
         episodes: how many to write; what is unfinished then is dropped, as is what a lost worker left unfinished.
         folder: where to.
         seed: of the environments.
-        meta: added to each episode's task, body, slot, seed and versions.
-        labels: the sentence that each environment's episodes show; by default none.
+        metas: of each environment, added to its episodes' task, body, slot, seed and versions: at least the
+            ``policy``, and as ``label`` the sentence that they show, if any.
         start: the first number; by default one more than the number of the folder's last episode.
         progress: show a bar after two seconds.
 
     Returns:
         The paths written, in order.
     """
-    if labels is not None and len(labels) != pool.num_envs:
-        raise ValueError(f"expected a label for each of {pool.num_envs} environments, got {len(labels)}")
+    if len(metas) != pool.num_envs:
+        raise ValueError(f"expected the metadata of each of {pool.num_envs} environments, got {len(metas)}")
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     start = _next_number(folder) if start is None else start
-    metas = [_meta_of(pool, slot, seed, labels) | dict(meta or {}) for slot in range(pool.num_envs)]
+    metas = [_meta_of(pool, slot, seed) | dict(meta) for slot, meta in enumerate(metas)]
     rows: list[list[Timestep]] = [[] for _ in range(pool.num_envs)]
     paths: list[Path] = []
     total = -(-episodes // pool.num_envs) * pool.num_envs * (pool.episode_steps + 1)
@@ -115,11 +117,10 @@ def _stack(rows: list[Timestep]) -> dict[str, np.ndarray]:
     return {key: np.stack(column) for key, column in zip(Timestep._fields, zip(*rows, strict=True), strict=True)}
 
 
-def _meta_of(pool: EnvPool, slot: int, seed: int, labels: Sequence[str] | None) -> dict[str, Any]:
+def _meta_of(pool: EnvPool, slot: int, seed: int) -> dict[str, Any]:
     task = get_task(pool.tasks[slot])
     versions = {name: version(name) for name in ("dm_control", "mujoco")}
-    label = labels[slot] if labels else ""
-    return dict(task=task.name, body=task.body, slot=slot, seed=seed, label=label, versions=versions)
+    return dict(task=task.name, body=task.body, slot=slot, seed=seed, versions=versions)
 
 
 def _next_number(folder: str | Path) -> int:

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from bitagent_jax.agent.joint import make_train_step
 from bitagent_jax.agent.state import TrainState, build, init_state
 from bitagent_jax.config import default_tasks
-from bitagent_jax.data.collect import RandomPolicy, collect
+from bitagent_jax.data.behaviors import make_policy, mixture, need_states, spread
+from bitagent_jax.data.collect import collect
 from bitagent_jax.data.embeddings import embed_folder
 from bitagent_jax.data.episodes import list_episodes
 from bitagent_jax.data.loader import Loader
@@ -45,7 +46,7 @@ class Session:
         self.prompts = self.encoder.embed_text(list(sentences(self.config)))
         self.checkpoints = Checkpoints(run.checkpoints, self.config.train.keep)
         self._build_state()
-        self._collect_random()
+        self._collect_first()
         self.replay = Replay(self.config.data.capacity)
         self._add(run.episodes)
         rounds = max(0, self.step - 1) // self.config.data.online_every if self.config.data.online_every else 0
@@ -98,7 +99,7 @@ class Session:
         with self._pool([tasks[(number + i) % len(tasks)] for i in slots]) as pool:
             paths = collect(
                 pool, policy, episodes=data.online_episodes, folder=self.online_folder, start=number,
-                seed=self.config.seed + step, meta={"policy": f"agent at step {step}"},
+                seed=self.config.seed + step, metas=[{"policy": f"agent at step {step}"}] * pool.num_envs,
             )  # fmt: skip
         embed_folder(self.online_folder, self.encoder)
         self._add(self.online_folder, start=number, limit=number + len(paths))
@@ -114,31 +115,31 @@ class Session:
         else:
             self.state = self.checkpoints.restore(sharding.with_shardings(abstract, self._shardings))
 
-    def _collect_random(self) -> None:
-        """Fill the run's own episode folder with the random policy; a given ``data.folder`` is left as it is."""
-        wanted, folder = self.config.data.random_episodes, self.run.episodes
-        have = len(list_episodes(folder))
-        if not self.config.data.folder and have < wanted and jax.process_index() == 0:
+    def _collect_first(self) -> None:
+        """Fill the run's own episode folder with a mix of behaviours; a given ``data.folder`` is left as it is."""
+        data, folder, seed = self.config.data, self.run.episodes, self.config.seed
+        if not data.folder and len(list_episodes(folder)) < data.episodes and jax.process_index() == 0:
             tasks = tuple(self.config.tasks) or default_tasks(self.config.body)
-            slots = max(len(tasks), min(self.config.env.num_envs, wanted))
-            seed = self.config.seed
-            with self._pool([tasks[i % len(tasks)] for i in range(slots)]) as pool:
-                policy = RandomPolicy(pool.action_dim, seed)
-                scratch = self.run.path / "episodes.partial"
-                shutil.rmtree(scratch, ignore_errors=True)
-                paths = collect(pool, policy, episodes=wanted, folder=scratch, seed=seed, meta={"policy": "random"})
-                for path in paths:
-                    path.replace(folder / path.name)
-                scratch.rmdir()
+            behaviors = spread(mixture(data.mix, tasks), min(self.config.env.num_envs, data.episodes))
+            scratch = self.run.path / "episodes.partial"
+            shutil.rmtree(scratch, ignore_errors=True)
+            with self._pool([b.task for b in behaviors], state=need_states(behaviors)) as pool:
+                paths = collect(
+                    pool, make_policy(behaviors, seed), episodes=data.episodes, folder=scratch, seed=seed,
+                    metas=[b.meta() for b in behaviors], start=0,
+                )  # fmt: skip
+            for path in paths:
+                path.replace(folder / path.name)
+            scratch.rmdir()
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("episodes collected")
         embed_folder(folder, self.encoder)
 
-    def _pool(self, tasks: list[str]) -> EnvPool:
+    def _pool(self, tasks: list[str], state: bool = False) -> EnvPool:
         env = self.config.env
         return EnvPool(
             tasks, seed=self.config.seed, workers=env.workers or None, size=env.size,
-            action_repeat=env.action_repeat, look=env.look,
+            action_repeat=env.action_repeat, look=env.look, state=state,
         )  # fmt: skip
 
     def _add(self, folder: Path, start: int = 0, limit: int | None = None) -> None:

@@ -13,6 +13,7 @@ from bitagent_jax.envs.pool import EnvPool, Timestep
 from bitagent_jax.zoo import Actor
 
 TASKS = ["cheetah_run", "cheetah_run"]
+NO_METAS = [{}, {}]
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,8 @@ def pool():
 
 
 def test_collected_episodes_replay_in_the_simulator(pool, tmp_path):
-    paths = collect(
-        pool, RandomPolicy(6, 1), episodes=3, folder=tmp_path, seed=4, meta={"policy": "random"}, labels=["a", "b"]
-    )
+    metas = [{"policy": "random", "label": label} for label in "ab"]
+    paths = collect(pool, RandomPolicy(6, 1), episodes=3, folder=tmp_path, seed=4, metas=metas)
     assert paths == list_episodes(tmp_path)
     assert [path.name for path in paths] == [f"{n:06d}-cheetah_run-11.npz" for n in range(3)]
     for path, (slot, episode) in zip(paths, [(0, 0), (1, 0), (0, 1)], strict=True):
@@ -48,7 +48,8 @@ def test_collected_episodes_replay_in_the_simulator(pool, tmp_path):
 
 def test_collecting_is_fixed_by_the_two_seeds_and_appends(pool, tmp_path):
     def run(seed, policy_seed, start=None):
-        paths = collect(pool, RandomPolicy(6, policy_seed), episodes=2, folder=tmp_path, seed=seed, start=start)
+        policy = RandomPolicy(6, policy_seed)
+        paths = collect(pool, policy, episodes=2, folder=tmp_path, seed=seed, metas=NO_METAS, start=start)
         return [path.name[:6] for path in paths], [read_episode(path)[0]["image"].tobytes() for path in paths]
 
     names, first = run(1, 1)
@@ -69,7 +70,7 @@ def test_an_episode_that_was_lost_with_its_worker_is_not_written(tmp_path, caplo
             return super().__call__(timestep)
 
     with EnvPool(TASKS, workers=2, action_repeat=100, size=8, look="fast") as pool:
-        paths = collect(pool, Killer(6, 1), episodes=2, folder=tmp_path, seed=4)
+        paths = collect(pool, Killer(6, 1), episodes=2, folder=tmp_path, seed=4, metas=NO_METAS)
     assert "environments 1: cheetah_run" in caplog.text
     assert [path.name for path in paths] == ["000000-cheetah_run-11.npz", "000001-cheetah_run-11.npz"]
     for path, slot, episode in zip(paths, (0, 1), (0, 1), strict=True):
@@ -92,8 +93,9 @@ def test_random_actions_fill_the_range():
 
 
 def states(values) -> Timestep:
-    """Rows of which only the states, of one number each, are filled in."""
-    return Timestep(*[None] * 5, state=np.float32(values)[:, None])
+    """Rows of which only actions and states, of one number each, are filled in."""
+    column = np.float32(values)[:, None]
+    return Timestep(None, np.zeros_like(column), None, None, None, state=column)
 
 
 def test_zoo_policy_lets_each_environments_actor_act():
@@ -107,17 +109,26 @@ def test_zoo_policy_lets_each_environments_actor_act():
     assert noisy[0].dtype == np.float32 and (noisy[0] != noisy[2]).any() and np.abs(noisy).max() <= 1
     still = ZooPolicy([Actor([(np.zeros((1, 1)), np.zeros(1))])] * 4000, noise=0.2)(states(np.ones(4000)))
     assert still.std() == pytest.approx(0.2, rel=0.05)
+    loud = ZooPolicy([minus, minus], noise=[0.0, 0.3])(states([1, 1]))
+    assert loud[0] == pytest.approx(np.tanh(-1)) and loud[1] != loud[0]
+
+
+def test_without_an_actor_an_environment_acts_at_random_and_needs_no_state():
+    rows = Timestep(None, np.zeros((500, 6), np.float32), None, None, None, state=np.zeros((500, 0), np.float32))
+    actions = ZooPolicy([None] * 500)(rows)
+    assert actions.shape == (500, 6) and actions.dtype == np.float32
+    assert -1 <= actions.min() < -0.99 and 0.99 < actions.max() <= 1 and abs(actions.mean()) < 0.05
 
 
 def test_zoo_policy_needs_a_state_for_each_actor():
     actor = Actor([(np.zeros((1, 1)), np.zeros(1))])
-    for count, rows in ((1, states([1, 2])), (2, Timestep(*[None] * 5, state=np.zeros((2, 0), np.float32)))):
+    for count, rows in ((1, states([1, 2])), (2, states([1, 2])._replace(state=np.zeros((2, 0), np.float32)))):
         with pytest.raises(ValueError, match="made with state=True"):
             ZooPolicy([actor] * count)(rows)
 
 
 def test_bad_calls_are_named(pool, tmp_path):
-    with pytest.raises(ValueError, match="label for each of 2 environments, got 1"):
-        collect(pool, RandomPolicy(6, 0), episodes=1, folder=tmp_path, seed=0, labels=["a"])
+    with pytest.raises(ValueError, match="metadata of each of 2 environments, got 1"):
+        collect(pool, RandomPolicy(6, 0), episodes=1, folder=tmp_path, seed=0, metas=[{}])
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        collect(pool, RandomPolicy(6, 0), episodes=0, folder=tmp_path, seed=0)
+        collect(pool, RandomPolicy(6, 0), episodes=0, folder=tmp_path, seed=0, metas=NO_METAS)

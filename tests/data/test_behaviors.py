@@ -1,0 +1,48 @@
+"""Mixes of behaviours: who is in them, and that each environment is given its own."""
+
+import numpy as np
+import pytest
+
+from bitagent_jax import zoo
+from bitagent_jax.data import behaviors
+from bitagent_jax.data.behaviors import Behavior
+from bitagent_jax.data.collect import collect
+from bitagent_jax.data.episodes import read_episode
+from bitagent_jax.envs.pool import EnvPool
+
+
+def test_the_random_mix_flails_in_every_task():
+    tasks = ["quadruped_walk", "quadruped_run"]
+    assert behaviors.mixture("random", tasks) == [Behavior(task) for task in tasks]
+    assert not behaviors.need_states(behaviors.mixture("random", tasks))
+
+
+def test_the_zoo_mix_adds_every_stage_with_noise_and_the_expert_also_without():
+    mix = behaviors.mixture("zoo", ["walker_walk", "walker_lunge_pose"])
+    assert mix[:2] == [Behavior("walker_walk"), Behavior("walker_lunge_pose")]
+    assert {b.task for b in mix[2:]} == {"walker_walk"} and {b.stage for b in mix[2:]} == set(zoo.STAGES)
+    assert sorted(b.noise for b in mix if b.stage == "expert") == [0.0, 0.2]
+    assert behaviors.need_states(mix) and mix[-1].meta()["policy"].startswith("zoo ")
+
+
+def test_unknown_mixes_and_bodies_without_actors_are_named():
+    with pytest.raises(ValueError, match="unknown mix of behaviours 'zo'. Did you mean 'zoo'"):
+        behaviors.mixture("zo", ["walker_walk"])
+    with pytest.raises(ValueError, match="unknown task of the zoo 'kitchen_light'"):
+        behaviors.mixture("zoo", ["kitchen_light"])
+
+
+def test_behaviours_are_repeated_in_turn_but_never_left_out():
+    two = behaviors.mixture("random", ["walker_walk", "walker_run"])
+    assert behaviors.spread(two, 5) == [*two, *two, two[0]] and behaviors.spread(two, 1) == two
+
+
+def test_a_collection_tells_experts_from_flailing(tmp_path):
+    chosen = [Behavior("walker_stand"), Behavior("walker_stand", "expert", 0.1)]
+    with EnvPool([b.task for b in chosen], size=8, look="fast", state=True) as pool:
+        metas = [b.meta() for b in chosen]
+        policy = behaviors.make_policy(chosen, 0)
+        paths = collect(pool, policy, episodes=2, folder=tmp_path, seed=0, metas=metas)
+    (flailing, one), (expert, two) = (read_episode(path) for path in paths)
+    assert (one["policy"], two["policy"], two["noise"]) == ("random", "zoo expert", 0.1)
+    assert np.sum(expert["reward"]) > 2 * np.sum(flailing["reward"])
