@@ -38,7 +38,7 @@ class Bare:
         self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, body.camera
         self._rect = mujoco.MjrRect(0, 0, size, size)
         self._steps, self.images = 0, np.empty((count, size, size, 3), np.uint8)
-        self._context = self.physics.contexts.mujoco.ptr
+        self._context = self.physics.contexts.mujoco
 
     def advance(self, index: int) -> None:
         """Simulate one agent step."""
@@ -51,11 +51,11 @@ class Bare:
         everything = mujoco.mjtCatBit.mjCAT_ALL
         data = self._datas[index]
         mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera, everything, self._scene)
-        mujoco.mjr_render(self._rect, self._scene, self._context)
+        mujoco.mjr_render(self._rect, self._scene, self._context.ptr)
 
     def read(self, index: int) -> None:
         """Copy OpenGL's buffer into ``images``; this also waits for what is not drawn yet."""
-        mujoco.mjr_readPixels(self.images[index], None, self._rect, self._context)
+        mujoco.mjr_readPixels(self.images[index], None, self._rect, self._context.ptr)
 
     def run(self, seconds: float) -> float:
         """Step and draw all simulations for some seconds of wall time; returns agent steps per second."""

@@ -162,6 +162,7 @@ class DmcEnv(gymnasium.Env):
         for view in self._views.values():
             view.close()
         self._views.clear()
+        self._camera = None
         self._env.close()
 
     def _advance(self, action: np.ndarray) -> tuple[float, bool]:
