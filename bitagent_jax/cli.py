@@ -113,7 +113,7 @@ def _embed(args, rest) -> None:
 
     _no_more(rest)
     if not list_episodes(args.folder):
-        raise ValueError(f"no episodes (*.npz) in {args.folder}")
+        raise ValueError(f"no episodes (*.ep) in {args.folder}")
     print(f"embedded {embed_folder(args.folder, load_encoder(args.encoder))} episodes in {args.folder}")
 
 

@@ -1,5 +1,6 @@
 """From a pool and a policy to episodes on disk."""
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -42,8 +43,9 @@ def collect(
 ) -> list[Path]:
     """Run a policy until a number of episodes is finished, and write each as it ends.
 
-    Episodes are named ``{number}-{task}-{rows}.npz`` in the order of their ends (then of their environments), so
-    that the same call with the same ``start`` writes the same files again.
+    Episodes are named ``{number}-{task}-{rows}.ep`` in the order of their ends (then of their environments), so
+    that the same call with the same ``start`` writes the same files again. Without ``start`` they are added to the
+    folder's, and a random ending tells their names from those of other collectors at work in it.
 
     Args:
         pool: is reset with ``seed``.
@@ -63,6 +65,7 @@ def collect(
         raise ValueError(f"expected a label for each of {pool.num_envs} environments, got {len(labels)}")
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
+    ending = "" if start is not None else f"-{secrets.token_hex(4)}"
     start = _next_number(folder) if start is None else start
     metas = [_meta_of(pool, slot, seed, labels) | dict(meta or {}) for slot in range(pool.num_envs)]
     rows: list[list[Timestep]] = [[] for _ in range(pool.num_envs)]
@@ -76,7 +79,7 @@ def collect(
                 rows[slot].append(Timestep(*(array[slot] for array in timestep)))
                 if not timestep.is_last[slot]:
                     continue
-                name = f"{start + len(paths):06d}-{pool.tasks[slot]}-{len(rows[slot])}"
+                name = f"{start + len(paths):06d}-{pool.tasks[slot]}-{len(rows[slot])}{ending}"
                 paths.append(write_episode(folder, _stack(rows[slot]), metas[slot], name))
                 rows[slot] = []
                 if len(paths) == episodes:

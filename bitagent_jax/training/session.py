@@ -79,9 +79,7 @@ class Session:
         train, processes = self.config.train, jax.process_count()
         seed = self.config.seed * processes + jax.process_index()
         place = lambda batch: sharding.place(self.mesh, _wanted(batch))  # noqa: E731
-        return Loader(
-            self.replay, train.batch // processes, train.length, seed=seed, start_step=self.step, place=place
-        )
+        return Loader(self.replay, train.batch // processes, train.length, seed=seed, start_step=self.step, place=place)
 
     def agent(self) -> Agent:
         """Return the present policy."""
@@ -126,7 +124,9 @@ class Session:
                 policy = RandomPolicy(pool.action_dim, seed)
                 scratch = self.run.path / "episodes.partial"
                 shutil.rmtree(scratch, ignore_errors=True)
-                paths = collect(pool, policy, episodes=wanted, folder=scratch, seed=seed, meta={"policy": "random"})
+                paths = collect(
+                    pool, policy, episodes=wanted, folder=scratch, start=0, seed=seed, meta={"policy": "random"}
+                )
                 for path in paths:
                     path.replace(folder / path.name)
                 scratch.rmdir()

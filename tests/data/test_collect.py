@@ -23,7 +23,7 @@ def test_collected_episodes_replay_in_the_simulator(pool, tmp_path):
         pool, RandomPolicy(6, 1), episodes=3, folder=tmp_path, seed=4, meta={"policy": "random"}, labels=["a", "b"]
     )
     assert paths == list_episodes(tmp_path)
-    assert [path.name for path in paths] == [f"{n:06d}-cheetah_run-11.npz" for n in range(3)]
+    assert [path.name[:22] for path in paths] == [f"{n:06d}-cheetah_run-11-" for n in range(3)]
     for path, (slot, episode) in zip(paths, [(0, 0), (1, 0), (0, 1)], strict=True):
         arrays, meta = read_episode(path)
         assert meta["label"] == "ab"[slot] and (meta["slot"], meta["seed"], meta["policy"]) == (slot, 4, "random")
@@ -50,8 +50,26 @@ def test_collecting_is_fixed_by_the_two_seeds_and_appends(pool, tmp_path):
     names, first = run(1, 1)
     more, second = run(1, 1)
     assert (names, more) == (["000000", "000001"], ["000002", "000003"]) and first == second
-    assert run(1, 1, start=0) == (names, first) and len(list_episodes(tmp_path)) == 4
+    assert run(1, 1, start=7) == run(1, 1, start=7) == (["000007", "000008"], first)
+    assert len(list_episodes(tmp_path)) == 6
     assert run(2, 1)[1] != first and run(1, 2)[1] != first
+
+
+def test_collectors_at_work_in_one_folder_lose_nothing(pool, tmp_path):
+    """The second starts when the first has not finished an episode yet, so that both begin with number 0."""
+    second = []
+
+    class Policy(RandomPolicy):
+        def __call__(self, timestep):
+            if not second:
+                with EnvPool(TASKS, seed=5, action_repeat=500) as other:
+                    second.extend(collect(other, RandomPolicy(6, 2), episodes=2, folder=tmp_path, seed=6))
+            return super().__call__(timestep)
+
+    with EnvPool(TASKS, seed=5, action_repeat=500) as first:
+        paths = collect(first, Policy(6, 1), episodes=2, folder=tmp_path, seed=5)
+    assert len({*paths, *second}) == 4 and sorted(paths + second) == list_episodes(tmp_path)
+    assert [path.name[:6] for path in list_episodes(tmp_path)] == ["000000", "000000", "000001", "000001"]
 
 
 def test_random_actions_fill_the_range():
