@@ -1,8 +1,8 @@
 """BiTAgent in JAX: agents that learn from a sentence inside a learned world model.
 
-    import bitagent_jax
-    agent = bitagent_jax.load("runs/walker")
-    action, state = agent.act(observation, prompt="walk fast clean", state=None)
+import bitagent_jax
+agent = bitagent_jax.load("runs/walker")
+action, state = agent.act(observation, prompt="walk fast clean", state=None)
 """
 
 import importlib

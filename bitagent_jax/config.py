@@ -295,9 +295,7 @@ def _check_lengths(config: ConfigDict) -> None:
     if segment % CLIP or segment < CLIP:
         raise ValueError(f"config.task_imagination.segment={segment} is no multiple of {CLIP} (frames a clip)")
     if length % segment:
-        raise ValueError(
-            f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}"
-        )
+        raise ValueError(f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}")
     if not 1 <= window <= steps:
         raise ValueError(f"config.reward.window={window} is outside 1..{steps} (config.imagination.horizon)")
     positive = ("train.batch", "train.length", "train.log_every", "env.num_envs")

@@ -52,12 +52,8 @@ def build(config: ConfigDict, embed: int, actions: int) -> tuple[nnx.GraphDef, C
 def optimizer(config: ConfigDict, module: str) -> optax.GradientTransformation:
     """Return the optimiser of one module: global-norm clip, Adam, decoupled decay."""
     optim = config.optim
-    rate, clip = (
-        (optim.behavior_lr, optim.behavior_clip) if module in BEHAVIOR else (optim.model_lr, optim.clip)
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(clip), optax.adamw(rate, eps=optim.eps, weight_decay=optim.decay)
-    )
+    rate, clip = (optim.behavior_lr, optim.behavior_clip) if module in BEHAVIOR else (optim.model_lr, optim.clip)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, eps=optim.eps, weight_decay=optim.decay))
 
 
 def init_state(config: ConfigDict, init: Callable[[jax.Array], dict]) -> TrainState:

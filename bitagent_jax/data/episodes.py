@@ -39,7 +39,7 @@ def write_episode(folder: str | Path, arrays: Arrays, meta: Mapping[str, Any], n
     Raises:
         ValueError: arrays that no reader would accept.
     """
-    why = _problem(arrays)
+    why = episode_problem(arrays)
     if why:
         raise ValueError(f"not an episode: {why}")
     meta = {"label": "", **meta}
@@ -125,13 +125,13 @@ def _read_checked(episode: Records) -> tuple[Arrays, dict[str, Any]]:
         why = f"it holds {', '.join(episode.fields)} and the label {episode.meta.get('label')!r}"
         raise CorruptFile(episode.path, f"not an episode: {why}")
     arrays = episode.read() if episode.rows else {}
-    why = _problem(arrays)
+    why = episode_problem(arrays)
     if why:
         raise CorruptFile(episode.path, why)
     return arrays, episode.meta
 
 
-def _problem(arrays: Mapping[str, np.ndarray]) -> str:
+def episode_problem(arrays: Mapping[str, np.ndarray]) -> str:
     """Say what is wrong with an episode's arrays; "" if nothing is."""
     missing = [key for key in _KINDS if key not in arrays]
     if missing:

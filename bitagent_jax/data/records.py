@@ -99,7 +99,7 @@ class Records(NamedTuple):
 
 
 def write_records(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Write arrays [L, ...] of equal length, of the kinds uint8, float32 and bool, so that a reader finds all or nothing.
+    """Write arrays [L, ...] of kinds uint8, float32 and bool, so that a reader finds all or nothing.
 
     Args:
         path: is replaced; its folder is made if missing.

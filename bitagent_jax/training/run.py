@@ -1,10 +1,10 @@
 """The run folder: one place for a run's config, episodes, checkpoints, metrics and videos.
 
-    RUN/config.json      the resolved config: all that loading needs
-        lock             held by the training process, its pid inside
-        episodes/        of the random policy (config.data.folder may name another place); online/ of the agent
-        checkpoints/  metrics.jsonl  tensorboard/  videos/
-        cache/           compiled programs
+RUN/config.json      the resolved config: all that loading needs
+    lock             held by the training process, its pid inside
+    episodes/        of the random policy (config.data.folder may name another place); online/ of the agent
+    checkpoints/  metrics.jsonl  tensorboard/  videos/
+    cache/           compiled programs
 """
 
 import fcntl
