@@ -54,7 +54,7 @@ def defaults() -> ConfigDict:
             "data": {
                 "folder": "",  # "" = RUN/episodes
                 "random_episodes": 200,  # collected with the random policy when the folder holds fewer
-                "capacity": 3_000_000,  # frames held in memory; the oldest episodes leave first
+                "capacity": 3_000_000,  # frames drawn from; the oldest episodes leave first
                 "online_every": 0,  # collect again every so many updates; 0 = offline
                 "online_episodes": 4,
             },

@@ -7,7 +7,8 @@ Hardware: two CPU threads, about fifteen minutes, most of which go into renderin
 read by one thread, as sequences of 32 frames at random places, 64 of which make a batch. "Cold" asks the kernel to
 forget the files before every batch; a hypervisor's or a disk's own cache may still hold them. Video is decoded by one
 ffmpeg process a sequence, the only way that needs no further package, so that most of its time is starting processes.
-The last lines time the chosen format as the replay uses it, with its checks and threads, and a train step.
+Candidates are read in turn, in rounds, and medians taken; "CPU ms" and frames written count processor time, which other
+jobs on the machine disturb least. The last lines time the chosen format as the replay uses it, with its checks and threads, and a train step.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import time
@@ -29,6 +31,7 @@ import jax
 import lz4.frame
 import numpy as np
 import zstandard
+from tqdm import tqdm
 
 from bitagent_jax.agent.joint import make_train_step
 from bitagent_jax.agent.state import build, init_state
@@ -146,33 +149,49 @@ def episodes_of(data: Path, count: int) -> Path:
     return folder
 
 
-def measure(store: Raw | Chunks | Video, folder: Path, frames: list[np.ndarray], repeats: int) -> dict[str, float]:
-    """Write all episodes, check that they come back, and read batches; returns the numbers of one row."""
-    names, began = [folder / f"{number}" for number in range(len(frames))], time.perf_counter()
-    for name, images in zip(names, frames, strict=True):
-        store.write(name, images)
-    wrote = time.perf_counter() - began
-    paths = [name.with_suffix(".npy") for name in names]
-    rows, rng = sum(map(len, frames)), np.random.default_rng(0)
-    size = 4 if isinstance(store, Video) else BATCH  # a video's batch is extrapolated from four sequences
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of those it waited for."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
-    def batch() -> float:
-        draws = [(rng.integers(len(paths)), rng.integers(len(frames[0]) - LENGTH + 1)) for _ in range(size)]
-        began = time.perf_counter()
-        got = [store.read(paths[episode], int(start)) for episode, start in draws]
-        spent = time.perf_counter() - began
-        for (episode, start), sequence in zip(draws, got, strict=True):
-            np.testing.assert_array_equal(sequence, frames[episode][start : start + LENGTH])
-        return spent * BATCH / size * 1e3
 
-    warm = statistics.median(batch() for _ in range(repeats))
-    cold = statistics.median(forget(paths) or batch() for _ in range(repeats))
-    return {
-        "bytes a frame": sum(path.stat().st_size for path in paths) / rows,
-        "written frames/s": rows / wrote,
-        "warm ms": warm,
-        "cold ms": cold,
-    }
+def write_all(store: Raw | Chunks | Video, folder: Path, frames: list[np.ndarray]) -> dict[str, float]:
+    """Write every episode as ``{folder}/{number}.npy``; returns the size and the speed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    began = cpu_seconds()
+    for number, images in enumerate(frames):
+        store.write(folder / f"{number}", images)
+    rows, wrote = sum(map(len, frames)), cpu_seconds() - began
+    return {"bytes": sum(path.stat().st_size for path in folder.iterdir()) / rows, "written": rows / wrote}
+
+
+def read_batch(store: Raw | Chunks | Video, folder: Path, frames: list[np.ndarray], seed: int) -> tuple[float, float]:
+    """Read a batch and check it; returns the milliseconds of processor and of wall clock."""
+    size = 2 if isinstance(store, Video) else BATCH  # a video's batch is extrapolated from two sequences
+    rng = np.random.default_rng(seed)
+    draws = [(int(rng.integers(len(frames))), int(rng.integers(len(frames[0]) - LENGTH + 1))) for _ in range(size)]
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    got = [store.read(folder / f"{episode}.npy", start) for episode, start in draws]
+    cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
+    for (episode, start), sequence in zip(draws, got, strict=True):
+        np.testing.assert_array_equal(sequence, frames[episode][start : start + LENGTH])
+    return cpu * BATCH / size * 1e3, wall * BATCH / size * 1e3
+
+
+def compare(data: Path, frames: list[np.ndarray], repeats: int) -> dict[str, dict[str, float]]:
+    """Write all candidates, then read batches of one after the other, in rounds; returns the table."""
+    stores, scratch = candidates(), {name: data / f"scratch/{k}" for k, name in enumerate(candidates())}
+    table = {name: write_all(store, scratch[name], frames) for name, store in stores.items()}
+    times = {name: [] for name in stores}
+    for seed in tqdm(range(repeats), desc="rounds"):
+        for name, store in stores.items():
+            warm = read_batch(store, scratch[name], frames, seed)
+            forget(list(scratch[name].iterdir()))
+            times[name].append((*warm, *read_batch(store, scratch[name], frames, seed + repeats)))
+    keys = ("warm CPU ms", "warm ms", "cold CPU ms", "cold ms")
+    for name, rows in times.items():
+        table[name] |= dict(zip(keys, np.median(rows, axis=0).tolist(), strict=True))
+    return table
 
 
 def forget(paths: list[Path]) -> None:
@@ -185,19 +204,19 @@ def forget(paths: list[Path]) -> None:
 
 def replay_rows(folder: Path, repeats: int) -> dict[str, float]:
     """Time the replay itself (milliseconds a batch), opening the folder, and the memory it holds (MB)."""
-    out, before = {}, _resident()
-    for threads in (1, 2, 4):
-        began, replay = time.perf_counter(), Replay(10_000_000, threads)
+    out, replays, before = {}, {threads: Replay(10_000_000, threads) for threads in (1, 2, 4)}, _resident()
+    for replay in replays.values():
+        began = time.perf_counter()
         load_folder(folder, replay)
-        out["opening ms"] = (time.perf_counter() - began) * 1e3
-        times = []
-        for step in range(3 * repeats):
+        out["opening again ms"] = (time.perf_counter() - began) * 1e3
+    times = {threads: [] for threads in replays}
+    for step in range(4 * repeats):
+        for threads, replay in replays.items():
             began = time.perf_counter()
             replay.sample(BATCH, LENGTH, np.random.default_rng(step))
-            times.append(time.perf_counter() - began)
-        out[f"[{BATCH},{LENGTH}] batch, {threads} threads, ms"] = statistics.median(times) * 1e3
-    out["memory MB"] = (_resident() - before) / 1e6
-    return out
+            times[threads].append(time.perf_counter() - began)
+    out |= {f"ms with {threads} threads": statistics.median(each) * 1e3 for threads, each in times.items()}
+    return out | {"memory MB": (_resident() - before) / 1e6}
 
 
 def _resident() -> int:
@@ -234,12 +253,10 @@ def main() -> None:
     args = parser.parse_args()
     folder = episodes_of(args.data, args.episodes)
     frames = [read_episode(path)[0]["image"] for path in list_episodes(folder)]
-    table, scratch = {}, args.data / "scratch"
-    scratch.mkdir(exist_ok=True)
     print(f"{len(frames)} episodes, {sum(map(len, frames))} frames; ms are those of a [{BATCH},{LENGTH}] batch")
-    for name, store in candidates().items():
-        table[name] = measure(store, scratch, frames, args.repeats)
-        print(f"{name:34s}", *(f"{key} {value:9.1f}" for key, value in table[name].items()), sep="  ", flush=True)
+    table = compare(args.data, frames, args.repeats)
+    for name, row in table.items():
+        print(f"{name:34s}", *(f"{key} {value:8.0f}" for key, value in row.items()), sep="  ")
     walkers = args.data / "walker"
     walkers.mkdir(exist_ok=True)
     for path in list_episodes(folder):
