@@ -3,12 +3,12 @@
     pip install lz4 && python -m experiments.storage_bench --data data-cache/storage [--episodes 12] [--repeats 5]
 
 Hardware: two CPU threads, about fifteen minutes, most of which go into rendering random walker and quadruped episodes
-(kept in ``--data``). Expected: a table and ``results.json`` in ``--data``. Every candidate is lossless (checked) and is
-read by one thread, as sequences of 32 frames at random places, 64 of which make a batch. "Cold" asks the kernel to
-forget the files before every batch; a hypervisor's or a disk's own cache may still hold them. Video is decoded by one
-ffmpeg process a sequence, the only way that needs no further package, so that most of its time is starting processes.
-Candidates are read in turn, in rounds, and medians taken; "CPU ms" and frames written count processor time, which other
-jobs on the machine disturb least. The last lines time the chosen format as the replay uses it, with its checks and threads, and a train step.
+(kept in ``--data``). Expected: a table, and ``results.json`` in ``--data``. Every candidate is lossless (checked) and
+read by one thread, as sequences of 32 frames at random places, 64 of which make a batch. Candidates are read in turn,
+in rounds, and medians taken; "CPU ms" and frames written count processor time, which other jobs disturb least. "Cold"
+asks the kernel to forget the files before the batch; a hypervisor's or a disk's own cache may still hold them. Video is
+decoded by one ffmpeg process a sequence, the only way that needs no further package: most of its time is starting
+processes. The last lines time the chosen format as the replay uses it, with its checks and threads, and a train step.
 """
 
 import argparse
