@@ -115,8 +115,31 @@ def _embed(args, rest) -> None:
 
     _no_more(rest)
     if not list_episodes(args.folder):
-        raise ValueError(f"no episodes (*.npz) in {args.folder}")
+        raise ValueError(f"no episodes (*.ep) in {args.folder}")
     print(f"embedded {embed_folder(args.folder, load_encoder(args.encoder))} episodes in {args.folder}")
+
+
+def _import(args, rest) -> None:
+    from bitagent_jax.data.genrl import import_genrl
+    from bitagent_jax.data.minari import import_minari
+    from bitagent_jax.envs.tasks import get_body
+
+    _no_more(rest)
+    readers = {"genrl": import_genrl, "minari": import_minari}
+    if args.format not in readers:
+        raise errors.unknown("format", args.format, readers)
+    meta = {"body": get_body(args.body).name} if args.body else {}
+    done = readers[args.format](args.source, args.folder, meta)
+    print(
+        f"{done.written} episodes imported into {args.folder}, {done.present} there before, {len(done.skipped)} skipped"
+    )
+
+
+def _export(args, rest) -> None:
+    from bitagent_jax.data.minari import export_minari
+
+    _no_more(rest)
+    print(f"{export_minari(args.folder, args.destination)} episodes exported to {args.destination}")
 
 
 def _evaluate(args, rest) -> None:
@@ -179,6 +202,8 @@ VERBS = {
     "train": (_train, "train a run, or continue it"),
     "collect": (_collect, "collect episodes with the random policy, the zoo or a run's policy"),
     "embed": (_embed, "embed the clips of an episode folder"),
+    "import": (_import, "add episodes from GenRL's files or a Minari data set to a folder"),
+    "export": (_export, "make a Minari data set of an episode folder"),
     "evaluate": (_evaluate, "score a run in the simulator"),
     "imagine": (_imagine, "film what a run makes of a sentence"),
     "bench": (_bench, "measure speed on this machine: " + ", ".join(BENCHES)),
@@ -202,6 +227,12 @@ def _parser() -> argparse.ArgumentParser:
     add["collect"].add_argument("--num-envs", type=int, default=4)
     add["embed"].add_argument("folder")
     add["embed"].add_argument("--encoder", default="embedded")
+    add["import"].add_argument("source", help="folder of GenRL's .npz files, or a Minari folder or id")
+    add["import"].add_argument("folder")
+    add["import"].add_argument("--format", required=True, help="genrl or minari")
+    add["import"].add_argument("--body", help="noted with each episode")
+    add["export"].add_argument("folder")
+    add["export"].add_argument("destination", help="new folder named like a data set, for example sets/walker-v0")
     add["imagine"].add_argument("sentence", nargs="+")
     add["imagine"].add_argument("--steps", type=int, default=32)
     add["evaluate"].add_argument("--tasks", nargs="+")

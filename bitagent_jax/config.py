@@ -57,7 +57,7 @@ def defaults() -> ConfigDict:
                 "folder": "",  # "" = RUN/episodes
                 "mix": "random",  # behaviours that fill RUN/episodes: random | zoo (where the package ships actors)
                 "episodes": 200,  # collected when RUN/episodes holds fewer
-                "capacity": 3_000_000,  # frames held in memory; the oldest episodes leave first
+                "capacity": 3_000_000,  # frames drawn from; the oldest episodes leave first
                 "online_every": 0,  # collect again every so many updates; 0 = offline
                 "online_episodes": 4,
             },
@@ -302,9 +302,7 @@ def _check_lengths(config: ConfigDict) -> None:
     if segment % CLIP or segment < CLIP:
         raise ValueError(f"config.task_imagination.segment={segment} is no multiple of {CLIP} (frames a clip)")
     if length % segment:
-        raise ValueError(
-            f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}"
-        )
+        raise ValueError(f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}")
     if not 1 <= window <= steps:
         raise ValueError(f"config.reward.window={window} is outside 1..{steps} (config.imagination.horizon)")
     positive = ("train.batch", "train.length", "train.log_every", "env.num_envs")

@@ -66,5 +66,5 @@ def trained(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("runs") / "small"
     (folder / "episodes").mkdir(parents=True)
-    (folder / "episodes" / "broken.npz").write_bytes(b"PK\x03\x04 not an archive")
+    (folder / "episodes" / "broken.ep").write_bytes(b"BiTrows1 not a table")
     return folder, *run("train", folder, *settings())

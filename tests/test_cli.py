@@ -1,10 +1,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from bitagent_jax import cli
-from bitagent_jax.data.episodes import list_episodes, read_episode
+from bitagent_jax.data.episodes import list_episodes, read_episode, write_episode
 
 
 def fails(capsys, *argv):
@@ -106,8 +107,26 @@ def test_collect_at_random_and_with_a_run_then_embed(trained, tmp_path, capsys):
     cli.main(["collect", str(tmp_path), "--tasks", "walker_walk", "--episodes", "1", "--run", str(trained[0])])
     assert "1 episodes in" in capsys.readouterr().out
     first, second = list_episodes(tmp_path)
-    assert first.name == "000000-walker_run-501.npz" and second.name == "000001-walker_walk-501.npz"
+    assert first.name.startswith("000000-walker_run-501-") and second.name.startswith("000001-walker_walk-501-")
     assert (read_episode(first)[1]["policy"], read_episode(second)[1]["policy"]) == ("random", str(trained[0]))
     cli.main(["embed", str(tmp_path)])
     cli.main(["embed", str(tmp_path)])
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["2", "0"]
+
+
+def test_export_and_import(tmp_path, capsys):
+    pytest.importorskip("minari")
+    at = np.arange(5)
+    arrays = dict(image=np.zeros((5, 40, 40, 3), np.uint8), action=np.zeros((5, 6), np.float32))
+    arrays |= dict(reward=np.zeros(5, np.float32), is_first=at == 0, is_last=at == 4)
+    write_episode(tmp_path / "own", arrays, {"label": "run"}, name="0")
+    cli.main(["export", str(tmp_path / "own"), str(tmp_path / "set-v0")])
+    command = ["import", str(tmp_path / "set-v0"), str(tmp_path / "back"), "--format"]
+    cli.main([*command, "minari", "--body", "walker"])
+    out = capsys.readouterr().out
+    assert f"1 episodes exported to {tmp_path / 'set-v0'}" in out
+    assert f"1 episodes imported into {tmp_path / 'back'}, 0 there before, 0 skipped" in out
+    assert read_episode(*list_episodes(tmp_path / "back"))[1].items() >= {"label": "run", "body": "walker"}.items()
+    assert "unknown format 'mnari'. Did you mean 'minari'" in fails(capsys, *command, "mnari")
+    assert "unknown body 'wlker'" in fails(capsys, *command, "minari", "--body", "wlker")
+    assert "nothing to import" in fails(capsys, *command, "genrl")

@@ -1,5 +1,6 @@
 """From a pool and a policy to episodes on disk."""
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -69,8 +70,9 @@ def collect(
 ) -> list[Path]:
     """Run a policy until a number of episodes is finished, and write each as it ends.
 
-    Episodes are named ``{number}-{task}-{rows}.npz`` in the order of their ends (then of their environments), so
-    that the same call with the same ``start`` writes the same files again.
+    Episodes are named ``{number}-{task}-{rows}.ep`` in the order of their ends (then of their environments), so
+    that the same call with the same ``start`` writes the same files again. Without ``start`` they are added to the
+    folder's, and a random ending tells their names from those of other collectors at work in it.
 
     Args:
         pool: is reset with ``seed``.
@@ -90,6 +92,7 @@ def collect(
         raise ValueError(f"expected the metadata of each of {pool.num_envs} environments, got {len(metas)}")
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
+    ending = "" if start is not None else f"-{secrets.token_hex(4)}"
     start = _next_number(folder) if start is None else start
     metas = [_meta_of(pool, slot, seed) | dict(meta) for slot, meta in enumerate(metas)]
     rows: list[list[Timestep]] = [[] for _ in range(pool.num_envs)]
@@ -105,7 +108,7 @@ def collect(
                 rows[slot].append(Timestep(*(array[slot] for array in timestep)))
                 if not timestep.is_last[slot]:
                     continue
-                name = f"{start + len(paths):06d}-{pool.tasks[slot]}-{len(rows[slot])}"
+                name = f"{start + len(paths):06d}-{pool.tasks[slot]}-{len(rows[slot])}{ending}"
                 paths.append(write_episode(folder, _stack(rows[slot]), metas[slot], name))
                 rows[slot] = []
                 if len(paths) == episodes:

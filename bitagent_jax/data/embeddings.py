@@ -8,9 +8,11 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from bitagent_jax.data.episodes import UNREADABLE, CorruptEpisode, list_episodes, read_episode, write_atomically
+from bitagent_jax.data.episodes import list_episodes, open_episodes
+from bitagent_jax.data.records import CorruptFile, Records, open_records, write_records
 
 _LOG = logging.getLogger(__name__)
+_KINDS = {"embedding": ("float32", 1), "has_embedding": ("bool", 0)}
 
 
 class WindowEncoder(Protocol):
@@ -26,7 +28,7 @@ class WindowEncoder(Protocol):
 def embed_folder(folder: str | Path, encoder: WindowEncoder, progress: bool = True) -> int:
     """Embed every episode of a folder whose embeddings are not there yet.
 
-    The cache of ``x.npz`` is ``x.{fingerprint}.emb``. One that is damaged, or whose episode has changed since, is
+    The cache of ``x.ep`` is ``x.{fingerprint}.emb``. One that is damaged, or whose episode has changed since, is
     computed again. Corrupt episodes are skipped with a warning.
 
     Args:
@@ -40,56 +42,50 @@ def embed_folder(folder: str | Path, encoder: WindowEncoder, progress: bool = Tr
     Raises:
         ValueError: the encoder's answer does not fit the episode.
     """
-    missing = [path for path in list_episodes(folder) if not _is_cached(path, encoder.fingerprint)]
-    done = 0
-    for path in tqdm(missing, desc="embedding", unit="episode", delay=2, disable=not progress):
-        try:
-            arrays, _ = read_episode(path)
-        except CorruptEpisode as error:
-            _LOG.warning("skipped %s", error)
-            continue
-        write_embedding(path, encoder.fingerprint, *encoder.embed_windows(arrays["image"]))
-        done += 1
-    return done
+    episodes, _ = open_episodes(list_episodes(folder))
+    missing = [episode for episode in episodes if not _is_cached(episode, encoder.fingerprint)]
+    for episode in tqdm(missing, desc="embedding", unit="episode", delay=2, disable=not progress):
+        write_embedding(episode, encoder.fingerprint, *encoder.embed_windows(episode.read()["image"]))
+    return len(missing)
 
 
-def write_embedding(episode: Path, fingerprint: str, embedding: np.ndarray, has_embedding: np.ndarray) -> Path:
-    """Cache the embeddings, float32 [L,D], and which rows have one, bool [L], of an episode file."""
+def write_embedding(episode: Records, fingerprint: str, embedding: np.ndarray, has_embedding: np.ndarray) -> Path:
+    """Cache the embeddings, float32 [L,D], and which rows have one, bool [L], of an episode.
+
+    Rows without one are stored as zeros. Raises ValueError for what does not fit the episode or is not finite.
+    """
     embedding, has_embedding = np.asarray(embedding, np.float32), np.asarray(has_embedding, bool)
-    checksum, rows = _identity(episode)
-    why = _problem(embedding, has_embedding, rows)
+    why = embedding_problem(embedding, has_embedding, episode.rows)
     if why:
-        raise ValueError(f"embeddings do not fit {episode}: {why}")
-    path = cache_path(episode, fingerprint)
-    members = dict(embedding=embedding, has_embedding=has_embedding, image_crc=np.uint32(checksum))
-    write_atomically(path, lambda file: np.savez(file, **members))
+        raise ValueError(f"embeddings do not fit {episode.path}: {why}")
+    path = cache_path(episode.path, fingerprint)
+    arrays = dict(embedding=np.where(has_embedding[:, None], embedding, np.float32(0)), has_embedding=has_embedding)
+    write_records(path, arrays, {"episode": episode.header["crc"]})
     return path
 
 
-def read_embedding(episode: str | Path, fingerprint: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Read the cached embeddings of an episode file.
+def open_embedding(episode: Records, fingerprint: str) -> Records | None:
+    """Open the cached embeddings of an episode.
 
     Returns:
-        (float32 [L,D], bool [L]), rows without an embedding being zero and False; None if there is no cache.
+        Rows of embedding float32 [L,D] and has_embedding bool [L]; None if there is no cache.
 
     Raises:
         ValueError: the cache is damaged, or was made from other frames: run ``embed_folder`` again.
     """
-    episode = Path(episode)
-    path = cache_path(episode, fingerprint)
+    path = cache_path(episode.path, fingerprint)
     if not path.exists():
         return None
     try:
-        checksum, rows = _identity(episode)
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            embedding, has_embedding = archive["embedding"], archive["has_embedding"]
-            fresh = int(archive["image_crc"]) == checksum
-    except UNREADABLE as error:
-        raise ValueError(f"damaged embeddings {path}: {type(error).__name__}: {error}") from error
-    why = _problem(embedding, has_embedding, rows) if fresh else "the episode has other frames"
-    if why:
-        raise ValueError(f"stale embeddings {path}: {why}")
-    return np.where(has_embedding[:, None], embedding, np.float32(0)), has_embedding
+        cached = open_records(path)
+    except CorruptFile as error:
+        raise ValueError(f"damaged embeddings: {error}") from error
+    if cached.meta.get("episode") != episode.header["crc"]:
+        raise ValueError(f"stale embeddings {path}: the episode has other frames")
+    kinds = {name: (kind, len(shape)) for name, (kind, shape) in cached.fields.items()}
+    if kinds != _KINDS or cached.rows != episode.rows:
+        raise ValueError(f"stale embeddings {path}: {cached.fields} in {cached.rows} of {episode.rows} rows")
+    return cached
 
 
 def cache_path(episode: Path, fingerprint: str) -> Path:
@@ -99,16 +95,9 @@ def cache_path(episode: Path, fingerprint: str) -> Path:
     return episode.with_name(f"{episode.stem}.{fingerprint}.emb")
 
 
-def _is_cached(episode: Path, fingerprint: str) -> bool:
-    try:
-        return read_embedding(episode, fingerprint) is not None
-    except ValueError as error:
-        _LOG.warning("%s; computing them again", error)
-        return False
-
-
-def _problem(embedding: np.ndarray, has_embedding: np.ndarray, rows: int) -> str:
-    if embedding.dtype != np.float32 or embedding.ndim != 2 or len(embedding) != rows:
+def embedding_problem(embedding: np.ndarray, has_embedding: np.ndarray, rows: int) -> str:
+    """Say why embeddings cannot be those of an episode of so many rows; "" if they can."""
+    if embedding.dtype != np.float32 or embedding.ndim != 2 or len(embedding) != rows or not embedding.shape[1]:
         return f"expected float32 [{rows}, D], got {embedding.dtype} {list(embedding.shape)}"
     if has_embedding.dtype != bool or has_embedding.shape != (rows,):
         return f"expected bool flags [{rows}], got {has_embedding.dtype} {list(has_embedding.shape)}"
@@ -117,7 +106,9 @@ def _problem(embedding: np.ndarray, has_embedding: np.ndarray, rows: int) -> str
     return ""
 
 
-def _identity(episode: Path) -> tuple[int, int]:
-    """Return the checksum of an episode's frames, from the archive's directory, and the number of its rows."""
-    with open(episode, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        return archive.zip.getinfo("image.npy").CRC, len(archive["is_first"])
+def _is_cached(episode: Records, fingerprint: str) -> bool:
+    try:
+        return open_embedding(episode, fingerprint) is not None
+    except ValueError as error:
+        _LOG.warning("%s; computing them again", error)
+        return False

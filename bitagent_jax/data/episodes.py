@@ -1,34 +1,26 @@
-"""Episodes on disk: one compressed ``.npz`` each, written crash-safe and checked when read."""
+"""Episodes on disk: one file each, checked when written and when first opened, and an index of those checked."""
 
 import json
-import os
+import logging
 import secrets
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from bitagent_jax.data.records import CorruptFile, Records, from_header, open_records, write_atomically, write_records
+
+_LOG = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 """image uint8 [L,H,W,3], action float32 [L,A], reward float32 [L], is_first bool [L], is_last bool [L]."""
 
+INDEX = ".index.json"
 _KINDS = {"image": ("uint8", 4), "action": ("float32", 2), "reward": ("float32", 1), "is_first": ("bool", 1)}
 _KINDS["is_last"] = ("bool", 1)
-# What NumPy and zipfile raise on damaged archives, depending on which byte is wrong.
-UNREADABLE = (OSError, ValueError, LookupError, EOFError, MemoryError, TypeError, RuntimeError, AttributeError)
-UNREADABLE += (zipfile.BadZipFile, zlib.error, struct.error)
-
-
-class CorruptEpisode(ValueError):
-    """A file that is not a whole, valid episode; ``path`` names it and ``why`` says what is wrong."""
-
-    def __init__(self, path: Path, why: str):
-        super().__init__(f"corrupt episode {path}: {why}")
-        self.path, self.why = path, why
 
 
 def write_episode(folder: str | Path, arrays: Arrays, meta: Mapping[str, Any], name: str | None = None) -> Path:
@@ -36,7 +28,7 @@ def write_episode(folder: str | Path, arrays: Arrays, meta: Mapping[str, Any], n
 
     Args:
         folder: where; made if missing.
-        arrays: see ``Arrays``; row 0 is the reset, and ``action[t]`` led to ``image[t]``.
+        arrays: see ``Arrays``; row 0 is the reset, and ``action[t]`` led to ``image[t]``. Others are left out.
         meta: anything JSON holds; ``label`` is the sentence that the episode shows, or "" (the default).
         name: file name without its ending; by default the time, a random number, the task and the rows. A file
             of this name is replaced.
@@ -47,66 +39,99 @@ def write_episode(folder: str | Path, arrays: Arrays, meta: Mapping[str, Any], n
     Raises:
         ValueError: arrays that no reader would accept.
     """
-    why = _problem(arrays)
+    why = episode_problem(arrays)
     if why:
         raise ValueError(f"not an episode: {why}")
     meta = {"label": "", **meta}
     if name is None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         name = f"{stamp}-{secrets.token_hex(4)}-{meta.get('task', 'episode')}-{len(arrays['reward'])}"
-    path = Path(folder) / f"{name}.npz"
-    members = {key: arrays[key] for key in _KINDS} | {"meta": np.array(json.dumps(meta, sort_keys=True))}
-    write_atomically(path, lambda file: np.savez_compressed(file, **members))
+    path = Path(folder) / f"{name}.ep"
+    write_records(path, {key: arrays[key] for key in _KINDS}, meta)
     return path
 
 
 def read_episode(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
-    """Read and check one episode; returns (arrays, meta) as given to ``write_episode``.
+    """Read and check one whole episode; returns (arrays, meta) as given to ``write_episode``.
 
     Raises:
-        CorruptEpisode: the file is missing, truncated, damaged, or does not hold what it should.
+        CorruptFile: the file is missing, truncated, damaged, or does not hold what it should.
     """
-    path = Path(path)
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in _KINDS}
-            meta = json.loads(str(archive["meta"]))
-    except UNREADABLE as error:
-        raise CorruptEpisode(path, f"{type(error).__name__}: {error}") from error
-    why = _problem(arrays)
-    if not why and not (isinstance(meta, dict) and isinstance(meta.get("label"), str)):
-        why = f"meta is not a dictionary with a label: {meta!r}"
-    if why:
-        raise CorruptEpisode(path, why)
-    return arrays, meta
+    return _read_checked(open_records(path))
 
 
 def list_episodes(folder: str | Path) -> list[Path]:
     """List the episode files of a folder in order of their names; temporaries and other files are left out."""
-    return sorted(path for path in Path(folder).glob("*.npz") if not path.name.startswith("."))
+    return sorted(path for path in Path(folder).glob("*.ep") if not path.name.startswith("."))
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Create or replace a file all at once: under a hidden temporary name first, then renamed.
+def open_episodes(paths: list[Path]) -> tuple[list[Records], list[Path]]:
+    """Open episode files of one folder, reading whole those alone that were never found valid before.
 
-    Args:
-        path: the file; its folder is made if missing.
-        write: is given the open temporary file.
+    What was valid is remembered in the folder's ``.index.json`` (a cache: safe to delete, and made anew when files
+    change), so that opening thousands of episodes again takes no longer than listing them.
+
+    Returns:
+        The valid episodes in the given order, and the corrupt files, each of which is named in a warning.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    if not paths:
+        return [], []
+    index = _read_index(paths[0].parent)
+    found, corrupt, fresh = [], [], {}
+    for path in tqdm(paths, desc="opening episodes", unit="episode", delay=2):
+        try:
+            episode, fresh[path.name] = _open_known(path, index.get(path.name))
+            found.append(episode)
+        except CorruptFile as error:
+            _LOG.warning("skipped %s", error)
+            corrupt.append(path)
+    if any(index.get(name) != entry for name, entry in fresh.items()):
+        _write_index(paths[0].parent, index | fresh)
+    return found, corrupt
+
+
+def _open_known(path: Path, entry: Any) -> tuple[Records, list]:
+    """Open an episode by its index entry [bytes, mtime in ns, first byte of the rows, header] if that still holds."""
     try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        status = path.stat()
+    except OSError as error:
+        raise CorruptFile(path, str(error)) from error
+    if isinstance(entry, list) and len(entry) == 4 and entry[:2] == [status.st_size, status.st_mtime_ns]:
+        with suppress(CorruptFile):  # then the index is damaged, not the episode
+            return from_header(path, entry[3], entry[2], status.st_size), entry
+    episode = open_records(path)
+    _read_checked(episode)
+    return episode, [status.st_size, status.st_mtime_ns, episode.offsets[0], json.loads(json.dumps(episode.header))]
 
 
-def _problem(arrays: Mapping[str, np.ndarray]) -> str:
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / INDEX).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return index if isinstance(index, dict) else {}
+
+
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    try:
+        kept = {name: entry for name, entry in index.items() if (folder / name).exists()}
+        write_atomically(folder / INDEX, lambda file: file.write(json.dumps(kept).encode()))
+    except OSError as error:
+        _LOG.warning("no index in %s, so every start checks each episode: %s", folder, error)
+
+
+def _read_checked(episode: Records) -> tuple[Arrays, dict[str, Any]]:
+    if set(episode.fields) != set(_KINDS) or not isinstance(episode.meta.get("label"), str):
+        why = f"it holds {', '.join(episode.fields)} and the label {episode.meta.get('label')!r}"
+        raise CorruptFile(episode.path, f"not an episode: {why}")
+    arrays = episode.read() if episode.rows else {}
+    why = episode_problem(arrays)
+    if why:
+        raise CorruptFile(episode.path, why)
+    return arrays, episode.meta
+
+
+def episode_problem(arrays: Mapping[str, np.ndarray]) -> str:
     """Say what is wrong with an episode's arrays; "" if nothing is."""
     missing = [key for key in _KINDS if key not in arrays]
     if missing:

@@ -1,101 +1,96 @@
-"""A replay of whole episodes in memory, from which sequences are drawn."""
+"""A replay of whole episodes on disk, from which sequences are drawn."""
 
 import logging
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from bitagent_jax.data.embeddings import read_embedding
-from bitagent_jax.data.episodes import Arrays, CorruptEpisode, list_episodes, read_episode
+from bitagent_jax.data.embeddings import open_embedding
+from bitagent_jax.data.episodes import list_episodes, open_episodes
+from bitagent_jax.data.records import Records
 
 _LOG = logging.getLogger(__name__)
-_ROWS = ("image", "action", "is_first", "reward", "embedding", "has_embedding")
+_ROWS = ("image", "action", "is_first", "reward")
+THREADS = min(16, os.cpu_count() or 1)  # that decode the sequences of a batch
 
 
 class _Episode(NamedTuple):
-    """An episode's rows and its label."""
+    """An open episode and, where there are any, its embeddings."""
 
-    rows: dict[str, np.ndarray]
-    label: str
+    records: Records
+    embedding: Records | None
 
     @property
-    def frames(self) -> int:
-        return len(self.rows["reward"])
+    def label(self) -> str:
+        return self.records.meta["label"]
 
 
 class Replay:
     """The latest episodes, at most ``capacity`` frames of them; whole oldest episodes leave first.
 
-    All episodes have the same picture size, action width and embedding width. Sampling reads one consistent
-    state even while another thread adds episodes.
+    Only headers are held in memory; each batch is read and decoded anew, by several threads. All episodes have the
+    same picture size, action width and embedding width. Sampling sees one consistent state even while another thread
+    adds episodes.
     """
 
-    def __init__(self, capacity: int):
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1 frame, got {capacity}")
+    def __init__(self, capacity: int, threads: int = THREADS):
+        if capacity < 1 or threads < 1:
+            raise ValueError(f"capacity must be at least 1 frame and threads at least 1, got {capacity} and {threads}")
         self.capacity = capacity
-        self._episodes: tuple[_Episode, ...] = ()
+        self._held: tuple[tuple[_Episode, ...], np.ndarray] = (), np.zeros(0, np.int64)  # and the rows of each
         self._texts: dict[str, np.ndarray] = {}
         self._embed_dim = 0
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="replay")
 
     @property
     def frames(self) -> int:
         """The number of rows held."""
-        return sum(episode.frames for episode in self._episodes)
+        return int(self._held[1].sum())
 
     @property
     def episodes(self) -> int:
         """The number of episodes held."""
-        return len(self._episodes)
+        return len(self._held[0])
 
     @property
     def labels(self) -> set[str]:
         """The sentences of the episodes held, without the empty one."""
-        return {episode.label for episode in self._episodes} - {""}
+        return {episode.label for episode in self._held[0]} - {""}
 
     def set_texts(self, texts: Mapping[str, np.ndarray]) -> None:
         """Give the embedding, float32 [D], of each sentence that labels episodes; replaces earlier ones."""
         vectors = {label: np.asarray(vector, np.float32) for label, vector in texts.items()}
         for vector in vectors.values():
-            self._check_width(vector, 1)
+            self._check_width(vector.shape)
         self._texts = vectors
 
-    def add(
-        self,
-        arrays: Arrays,
-        label: str = "",
-        embedding: np.ndarray | None = None,
-        has_embedding: np.ndarray | None = None,
-    ) -> None:
-        """Add an episode, and drop the oldest ones that no longer fit.
+    def add(self, episode: Records, embedding: Records | None = None) -> None:
+        """Add an open episode, and drop the oldest ones that no longer fit.
 
         Args:
-            arrays: as read by ``read_episode``; kept, not copied.
-            label: the sentence it shows, or "".
-            embedding: float32 [L,D], or None if none of its rows has one.
-            has_embedding: bool [L], which rows have one; all by default.
+            episode: from ``open_episodes``; its file must stay as it is.
+            embedding: from ``open_embedding``, or None if none of its rows has one.
 
         Raises:
             ValueError: more frames than the capacity, or shapes unlike the other episodes'.
         """
-        frames = len(arrays["reward"])
-        if frames > self.capacity:
-            raise ValueError(f"an episode of {frames} frames exceeds the replay's capacity of {self.capacity}")
-        rows = {key: arrays[key] for key in _ROWS if key in arrays}
-        if embedding is not None:
-            self._check_width(embedding, 2)
-            rows["embedding"] = np.asarray(embedding, np.float32)
-            rows["has_embedding"] = np.ones(frames, bool) if has_embedding is None else has_embedding
-        self._check_like_others(rows, frames)
-        kept = (*self._episodes, _Episode(rows, label))
-        surplus = sum(episode.frames for episode in kept) - self.capacity
-        while surplus > 0:
-            surplus -= kept[0].frames
-            kept = kept[1:]
-        self._episodes = kept
+        if episode.rows > self.capacity:
+            raise ValueError(
+                f"{episode.path} of {episode.rows} frames exceeds the replay's capacity of {self.capacity}"
+            )
+        episodes, rows = self._held
+        like = episodes[0].records.fields if episodes else episode.fields
+        if episode.fields != like:
+            raise ValueError(f"{episode.path} holds {episode.fields}, unlike the other episodes' {like}")
+        if embedding:
+            self._check_width(embedding.fields["embedding"][1])
+        rows = np.append(rows, episode.rows)
+        gone = int(np.argmax(rows.sum() - np.concatenate([[0], np.cumsum(rows)]) <= self.capacity))
+        self._held = (*episodes, _Episode(episode, embedding))[gone:], rows[gone:]
 
     def sample(self, batch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draw sequences uniformly from all (episode, start) pairs; none crosses an episode's end.
@@ -111,14 +106,14 @@ class Replay:
             text float32 [B,D], the label's embedding, with has_text bool [B]. What is absent is zero and False.
 
         Raises:
-            ValueError: no episode is long enough.
+            ValueError: no episode is long enough; CorruptFile, if a file was damaged since it was opened.
         """
-        episodes, texts = self._episodes, self._texts
-        ends = np.cumsum([max(0, episode.frames - length + 1) for episode in episodes], dtype=np.int64)
+        (episodes, rows), texts = self._held, self._texts
+        ends = np.cumsum(np.maximum(0, rows - length + 1))
         if batch < 1 or length < 1:
             raise ValueError(f"batch and length must be at least 1, got {batch} and {length}")
         if not len(ends) or not ends[-1]:
-            longest = max((episode.frames for episode in episodes), default=0)
+            longest = rows.max(initial=0)
             raise ValueError(
                 f"replay too short: sequences of {length} rows wanted, but the longest of its {len(episodes)} "
                 f"episodes has {longest}"
@@ -130,13 +125,15 @@ class Replay:
         return self._gather(chosen, starts, length) | self._text_of(chosen, texts)
 
     def _gather(self, chosen: list[_Episode], starts: np.ndarray, length: int) -> dict[str, np.ndarray]:
-        like = chosen[0].rows
-        shapes = {key: (like[key].shape[1:], like[key].dtype) for key in ("image", "action", "is_first", "reward")}
-        shapes |= {"embedding": ((self._embed_dim,), np.float32), "has_embedding": ((), bool)}
-        out = {key: np.zeros((len(chosen), length, *shape), kind) for key, (shape, kind) in shapes.items()}
-        for index, (episode, start) in enumerate(zip(chosen, starts, strict=True)):
-            for key, rows in episode.rows.items():
-                out[key][index] = rows[start : start + length]
+        fields = {key: chosen[0].records.fields[key] for key in _ROWS}
+        fields |= {"embedding": ("float32", (self._embed_dim,)), "has_embedding": ("bool", ())}
+        out = {key: np.zeros((len(chosen), length, *shape), kind) for key, (kind, shape) in fields.items()}
+
+        def fill(index: int) -> None:
+            for table in filter(None, chosen[index]):
+                table.read_into({key: out[key][index] for key in out if key in table.fields}, int(starts[index]))
+
+        list(self._threads.map(fill, range(len(chosen))))
         return out
 
     def _text_of(self, chosen: list[_Episode], texts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -146,17 +143,10 @@ class Replay:
             text[index] = texts[chosen[index].label]
         return {"text": text, "has_text": has_text}
 
-    def _check_width(self, embedding: np.ndarray, rank: int) -> None:
-        width = embedding.shape[-1] if embedding.ndim == rank else None
-        if not width or (self._embed_dim and width != self._embed_dim):
-            raise ValueError(f"expected embeddings of width {self._embed_dim or 'D'}, got shape {embedding.shape}")
-        self._embed_dim = width
-
-    def _check_like_others(self, rows: dict[str, np.ndarray], frames: int) -> None:
-        like = self._episodes[0].rows if self._episodes else rows
-        for key, array in rows.items():
-            if len(array) != frames or (key in like and array.shape[1:] != like[key].shape[1:]):
-                raise ValueError(f"{key} of shape {array.shape} does not fit {frames} rows like the other episodes'")
+    def _check_width(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 1 or not shape[0] or (self._embed_dim and shape[0] != self._embed_dim):
+            raise ValueError(f"expected embeddings of width {self._embed_dim or 'D'}, got shape {shape}")
+        self._embed_dim = shape[0]
 
 
 def load_folder(
@@ -176,21 +166,16 @@ def load_folder(
     Raises:
         ValueError: no valid episode, or stale embeddings.
     """
-    paths, corrupt, bare = list_episodes(folder)[start:limit], [], 0
-    for path in tqdm(paths, desc="loading episodes", unit="episode", delay=2):
-        try:
-            arrays, meta = read_episode(path)
-        except CorruptEpisode as error:
-            _LOG.warning("skipped %s", error)
-            corrupt.append(path)
-            continue
-        cached = read_embedding(path, fingerprint) if fingerprint else None
+    paths, bare = list_episodes(folder)[start:limit], 0
+    episodes, corrupt = open_episodes(paths)
+    for episode in episodes:
+        cached = open_embedding(episode, fingerprint) if fingerprint else None
         bare += cached is None
-        replay.add(arrays, meta["label"], *(cached or (None, None)))
+        replay.add(episode, cached)
     if corrupt:
         _LOG.warning("skipped %d corrupt of %d episodes in %s", len(corrupt), len(paths), folder)
     if fingerprint and bare:
         _LOG.warning("%d of %d episodes in %s have no embeddings yet", bare, len(paths), folder)
-    if len(corrupt) == len(paths):
+    if not episodes:
         raise ValueError(f"no valid episode in {folder}: {len(paths)} files, {len(corrupt)} corrupt")
     return corrupt

@@ -80,9 +80,7 @@ class Session:
         train, processes = self.config.train, jax.process_count()
         seed = self.config.seed * processes + jax.process_index()
         place = lambda batch: sharding.place(self.mesh, _wanted(batch))  # noqa: E731
-        return Loader(
-            self.replay, train.batch // processes, train.length, seed=seed, start_step=self.step, place=place
-        )
+        return Loader(self.replay, train.batch // processes, train.length, seed=seed, start_step=self.step, place=place)
 
     def agent(self) -> Agent:
         """Return the present policy."""

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from bitagent_jax.data.episodes import write_episode
+from bitagent_jax.data.records import Records, open_records
+
 
 @pytest.fixture
 def make_arrays():
@@ -17,5 +20,16 @@ def make_arrays():
             "is_first": at == 0,
             "is_last": at == rows - 1,
         }
+
+    return make
+
+
+@pytest.fixture
+def make_episode(tmp_path, make_arrays):
+    """Return a maker of open episodes of such rows."""
+
+    def make(rows: int = 12, number: int = 0, label: str = "", **shape) -> Records:
+        arrays = make_arrays(rows, number, **shape)
+        return open_records(write_episode(tmp_path / "made", arrays, {"label": label}, name=f"{number}-{rows}"))
 
     return make

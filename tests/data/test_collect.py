@@ -27,7 +27,7 @@ def test_collected_episodes_replay_in_the_simulator(pool, tmp_path):
     metas = [{"policy": "random", "label": label} for label in "ab"]
     paths = collect(pool, RandomPolicy(6, 1), episodes=3, folder=tmp_path, seed=4, metas=metas)
     assert paths == list_episodes(tmp_path)
-    assert [path.name for path in paths] == [f"{n:06d}-cheetah_run-11.npz" for n in range(3)]
+    assert [path.name[:22] for path in paths] == [f"{n:06d}-cheetah_run-11-" for n in range(3)]
     for path, (slot, episode) in zip(paths, [(0, 0), (1, 0), (0, 1)], strict=True):
         arrays, meta = read_episode(path)
         assert meta["label"] == "ab"[slot] and (meta["slot"], meta["seed"], meta["policy"]) == (slot, 4, "random")
@@ -55,7 +55,8 @@ def test_collecting_is_fixed_by_the_two_seeds_and_appends(pool, tmp_path):
     names, first = run(1, 1)
     more, second = run(1, 1)
     assert (names, more) == (["000000", "000001"], ["000002", "000003"]) and first == second
-    assert run(1, 1, start=0) == (names, first) and len(list_episodes(tmp_path)) == 4
+    assert run(1, 1, start=7) == run(1, 1, start=7) == (["000007", "000008"], first)
+    assert len(list_episodes(tmp_path)) == 6
     assert run(2, 1)[1] != first and run(1, 2)[1] != first
 
 
@@ -72,7 +73,7 @@ def test_an_episode_that_was_lost_with_its_worker_is_not_written(tmp_path, caplo
     with EnvPool(TASKS, workers=2, action_repeat=100, size=8, look="fast") as pool:
         paths = collect(pool, Killer(6, 1), episodes=2, folder=tmp_path, seed=4, metas=NO_METAS)
     assert "environments 1: cheetah_run" in caplog.text
-    assert [path.name for path in paths] == ["000000-cheetah_run-11.npz", "000001-cheetah_run-11.npz"]
+    assert [path.name[:22] for path in paths] == ["000000-cheetah_run-11-", "000001-cheetah_run-11-"]
     for path, slot, episode in zip(paths, (0, 1), (0, 1), strict=True):
         arrays, meta = read_episode(path)
         assert meta["slot"] == slot and arrays["is_first"].tolist() == [True] + [False] * 10
@@ -81,6 +82,14 @@ def test_an_episode_that_was_lost_with_its_worker_is_not_written(tmp_path, caplo
             env.reset()
         rewards = [np.float32(env.step(action)[1]) for action in arrays["action"][1:]]
         np.testing.assert_array_equal(arrays["reward"][1:], rewards)
+
+
+def test_collectors_that_start_at_the_same_number_lose_nothing(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitagent_jax.data.collect._next_number", lambda folder: 5)
+    settings = dict(episodes=2, folder=tmp_path, metas=NO_METAS)
+    paths = [path for k in range(2) for path in collect(pool, RandomPolicy(6, k), seed=k, **settings)]
+    assert len(set(paths)) == 4 and sorted(paths) == list_episodes(tmp_path)
+    assert [path.name[:6] for path in list_episodes(tmp_path)] == ["000005", "000005", "000006", "000006"]
 
 
 def test_random_actions_fill_the_range():

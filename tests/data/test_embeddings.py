@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import pytest
 
-from bitagent_jax.data.embeddings import cache_path, embed_folder, read_embedding, write_embedding
+from bitagent_jax.data.embeddings import cache_path, embed_folder, open_embedding, write_embedding
 from bitagent_jax.data.episodes import write_episode
+from bitagent_jax.data.records import open_records, write_records
 
 
 class MeanEncoder:
@@ -32,12 +33,18 @@ def folder(tmp_path, make_arrays):
     return tmp_path
 
 
+def read(path, fingerprint):
+    """Return (embedding, has_embedding) of an episode file, or None."""
+    cached = open_embedding(open_records(path), fingerprint)
+    return None if cached is None else tuple(cached.read().values())
+
+
 def test_every_episode_is_embedded_once(folder):
     encoder = MeanEncoder()
-    assert read_embedding(folder / "0.npz", "mean-3") is None
+    assert read(folder / "0.ep", "mean-3") is None
     assert embed_folder(folder, encoder) == 3 == encoder.calls
     assert embed_folder(folder, encoder) == 0 and encoder.calls == 3
-    embedding, has = read_embedding(folder / "0.npz", "mean-3")
+    embedding, has = read(folder / "0.ep", "mean-3")
     np.testing.assert_array_equal(has, [False, False, True, True, True, True])
     np.testing.assert_allclose(embedding, [[0, 0], [0, 0], [1, 1], [2, 1], [3, 1], [4, 1]], rtol=1e-6)
     assert embedding.dtype == np.float32
@@ -51,7 +58,7 @@ def test_another_fingerprint_has_its_own_cache(folder):
     assert embed_folder(folder, encoder) == 3
     assert len(list(folder.glob("*.emb"))) == 6
     with pytest.raises(ValueError, match="a fingerprint consists of"):
-        cache_path(folder / "0.npz", "../up")
+        cache_path(folder / "0.ep", "../up")
 
 
 def test_damaged_and_stale_caches_are_errors_to_readers_and_computed_again(folder, make_arrays, caplog):
@@ -61,25 +68,23 @@ def test_damaged_and_stale_caches_are_errors_to_readers_and_computed_again(folde
     changed = make_arrays(7)
     changed["image"] = 255 - changed["image"]
     write_episode(folder, changed, {}, name="1")
-    with np.load(folder / "2.mean-3.emb") as file:
-        members = dict(file) | {"embedding": file["embedding"][:-1]}
-    with open(folder / "2.mean-3.emb", "wb") as file:
-        np.savez(file, **members)
-    for name, message in [("0", "damaged embeddings"), ("1", "other frames"), ("2", r"expected float32 \[6, D\]")]:
+    cached = open_records(folder / "2.mean-3.emb")
+    write_records(cached.path, {name: rows[:-1] for name, rows in cached.read().items()}, cached.meta)
+    for name, message in [("0", "damaged embeddings"), ("1", "other frames"), ("2", "in 5 of 6 rows")]:
         with pytest.raises(ValueError, match=message):
-            read_embedding(folder / f"{name}.npz", "mean-3")
+            read(folder / f"{name}.ep", "mean-3")
     with caplog.at_level(logging.WARNING):
         assert embed_folder(folder, encoder) == 3
     assert caplog.text.count("computing them again") == 3
-    assert read_embedding(folder / "1.npz", "mean-3")[0].shape == (7, 2)
+    assert read(folder / "1.ep", "mean-3")[0].shape == (7, 2)
     assert embed_folder(folder, encoder) == 0
 
 
 def test_corrupt_episodes_are_skipped(folder, caplog):
-    (folder / "1.npz").write_bytes(b"x")
+    (folder / "1.ep").write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
         assert embed_folder(folder, MeanEncoder(), progress=False) == 2
-    assert "1.npz" in caplog.text
+    assert "1.ep" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -92,11 +97,11 @@ def test_corrupt_episodes_are_skipped(folder, caplog):
 )
 def test_embeddings_that_do_not_fit_are_not_written(folder, embedding, has, message):
     with pytest.raises(ValueError, match=message):
-        write_embedding(folder / "0.npz", "f", embedding, has)
+        write_embedding(open_records(folder / "0.ep"), "f", embedding, has)
     assert not list(folder.glob("*.emb"))
 
 
 def test_values_in_rows_without_an_embedding_are_never_seen(folder):
     has = np.arange(6) >= 1
-    write_embedding(folder / "0.npz", "f", np.where(has[:, None], 1, np.nan) * np.ones((6, 2)), has)
-    np.testing.assert_array_equal(read_embedding(folder / "0.npz", "f")[0][:, 0], [0, 1, 1, 1, 1, 1])
+    write_embedding(open_records(folder / "0.ep"), "f", np.where(has[:, None], 1, np.nan) * np.ones((6, 2)), has)
+    np.testing.assert_array_equal(read(folder / "0.ep", "f")[0][:, 0], [0, 1, 1, 1, 1, 1])

@@ -1,5 +1,7 @@
 """Episode files: whole or not at all, and checked."""
 
+import json
+import logging
 import re
 import subprocess
 import sys
@@ -8,13 +10,15 @@ import time
 import numpy as np
 import pytest
 
-from bitagent_jax.data.episodes import CorruptEpisode, list_episodes, read_episode, write_atomically, write_episode
+from bitagent_jax.data import episodes as module
+from bitagent_jax.data.episodes import list_episodes, open_episodes, read_episode, write_episode
+from bitagent_jax.data.records import CorruptFile, write_records
 
 
 def test_an_episode_comes_back_as_it_went(tmp_path, make_arrays):
     arrays, meta = make_arrays(), {"task": "walker_run", "label": "run fast", "seed": 3, "versions": {"mujoco": "3"}}
     path = write_episode(tmp_path / "new", arrays, meta)
-    assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}-walker_run-12\.npz", path.name)
+    assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}-walker_run-12\.ep", path.name)
     assert list_episodes(tmp_path / "new") == [path]
     back, back_meta = read_episode(path)
     assert back_meta == meta and back.keys() == arrays.keys()
@@ -31,24 +35,11 @@ def test_a_given_name_replaces_and_the_label_is_empty_by_default(tmp_path, make_
 
 def test_only_finished_files_are_listed_in_order(tmp_path, make_arrays):
     paths = [write_episode(tmp_path, make_arrays(), {}, name=name) for name in ("b", "a")]
-    (tmp_path / ".c.npz.1-0.tmp").write_bytes(b"half")
-    (tmp_path / ".d.npz").write_bytes(b"hidden")
+    (tmp_path / ".c.ep.1-0.tmp").write_bytes(b"half")
+    (tmp_path / ".d.ep").write_bytes(b"hidden")
     (tmp_path / "a.0f.emb").write_bytes(b"")
     assert list_episodes(tmp_path) == sorted(paths)
     assert list_episodes(tmp_path / "missing") == []
-
-
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "x"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def fail(file):
-        file.write(b"new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 WRITER = """
@@ -101,58 +92,67 @@ def test_wrong_arrays_are_refused_by_writer_and_reader(tmp_path, make_arrays, wh
     arrays = spoil(make_arrays(), SPOILT[why])
     with pytest.raises(ValueError, match=why):
         write_episode(tmp_path, arrays, {})
-    path = tmp_path / "bad.npz"
-    np.savez(path, meta=np.array('{"label": ""}'), **arrays)
-    with pytest.raises(CorruptEpisode, match="bad.npz") as caught:
+    path = tmp_path / "bad.ep"
+    write_records(path, arrays, {"label": ""})
+    with pytest.raises(CorruptFile, match="bad.ep") as caught:
         read_episode(path)
     assert caught.value.path == path and caught.value.why
 
 
-def damage(path, kind, arrays):
-    data = path.read_bytes()
-    if kind == "truncated":
-        path.write_bytes(data[: len(data) // 2])
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "flipped":
-        middle = len(data) // 8
-        path.write_bytes(data[:middle] + bytes(255 - byte for byte in data[middle : middle + 40]) + data[middle + 40 :])
-    elif kind == "text":
-        path.write_text("not an archive")
-    elif kind == "gone":
-        path.unlink()
-    elif kind == "array":
-        with open(path, "wb") as file:
-            np.save(file, arrays["image"])
-    elif kind == "objects":
-        np.savez(path, meta=np.array("{}"), **arrays | {"reward": np.array([{}] * len(arrays["reward"]))})
-    elif kind == "meta":
-        np.savez(path, meta=np.array("{no json"), **arrays)
-    elif kind == "label":
-        np.savez(path, meta=np.array('{"label": 3}'), **arrays)
+@pytest.mark.parametrize("meta", [{}, {"label": 3}])
+def test_an_episode_has_a_label(tmp_path, make_arrays, meta):
+    write_records(tmp_path / "x.ep", make_arrays(), meta)
+    with pytest.raises(CorruptFile, match="x.ep.*not an episode.*the label"):
+        read_episode(tmp_path / "x.ep")
 
 
-@pytest.mark.parametrize("kind", ["truncated", "empty", "flipped", "text", "gone", "array", "objects", "meta", "label"])
-def test_damaged_files_are_corrupt_episodes(tmp_path, make_arrays, kind):
-    path = write_episode(tmp_path, make_arrays(200), {}, name="x")
-    damage(path, kind, make_arrays())
-    with pytest.raises(CorruptEpisode, match="x.npz"):
-        read_episode(path)
+@pytest.fixture
+def folder(tmp_path, make_arrays):
+    for number in range(3):
+        write_episode(tmp_path, make_arrays(20, number), {"label": str(number)}, name=f"{number}")
+    return tmp_path
 
 
-def test_no_wrong_byte_is_read_as_data_or_as_another_error(tmp_path, make_arrays):
-    """A changed byte is either noticed or lies where nothing is stored."""
-    path = write_episode(tmp_path, make_arrays(), {}, name="x")
-    good, _ = read_episode(path)
-    data, rng, noticed = path.read_bytes(), np.random.default_rng(0), 0
-    for _ in range(300):
-        at = rng.integers(len(data))
-        path.write_bytes(data[:at] + bytes([data[at] ^ (1 << rng.integers(8))]) + data[at + 1 :])
-        try:
-            arrays, _ = read_episode(path)
-        except CorruptEpisode:
-            noticed += 1
-            continue
-        for key, array in good.items():
-            np.testing.assert_array_equal(arrays[key], array)
-    assert noticed > 150
+def opened(folder, monkeypatch):
+    """Open a folder; returns the labels, the corrupt files and how many episodes were read whole."""
+    reads, check = [], module._read_checked
+    monkeypatch.setattr(module, "_read_checked", lambda episode: reads.append(episode) or check(episode))
+    episodes, corrupt = open_episodes(list_episodes(folder))
+    monkeypatch.undo()
+    return "".join(episode.meta["label"] for episode in episodes), [path.name for path in corrupt], len(reads)
+
+
+def test_what_was_valid_is_not_read_again_until_it_changes(folder, make_arrays, monkeypatch):
+    assert opened(folder, monkeypatch) == ("012", [], 3)
+    assert opened(folder, monkeypatch) == ("012", [], 0)
+    write_episode(folder, make_arrays(20, 9), {"label": "9"}, name="1")
+    write_episode(folder, make_arrays(20, 3), {"label": "3"}, name="3")
+    assert opened(folder, monkeypatch) == ("0923", [], 2)
+    (folder / "0.ep").unlink()
+    write_episode(folder, make_arrays(20, 4), {"label": "4"}, name="4")
+    assert opened(folder, monkeypatch) == ("9234", [], 1)
+    assert json.loads((folder / module.INDEX).read_bytes()).keys() == {"1.ep", "2.ep", "3.ep", "4.ep"}
+    np.testing.assert_array_equal(open_episodes([folder / "4.ep"])[0][0].read()["reward"], 4000 + np.arange(20))
+
+
+def test_corrupt_files_are_named_every_time(folder, monkeypatch, caplog):
+    (folder / "1.ep").write_bytes((folder / "1.ep").read_bytes()[:-1])
+    (folder / "gone.ep").symlink_to(folder / "nowhere")
+    for reads in (2, 0):
+        with caplog.at_level(logging.WARNING):
+            assert opened(folder, monkeypatch) == ("02", ["1.ep", "gone.ep"], reads)
+        assert "1.ep" in caplog.text and "gone.ep" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("damage", ["text", "list", "entries", "headers"])
+def test_a_damaged_index_is_made_anew(folder, monkeypatch, damage):
+    opened(folder, monkeypatch)
+    index = json.loads((folder / module.INDEX).read_bytes())
+    wrong = {
+        "text": "{", "list": "[]", "entries": json.dumps({name: 3 for name in index}),
+        "headers": json.dumps({name: [*entry[:3], entry[3] | {"rows": "20"}] for name, entry in index.items()}),
+    }  # fmt: skip
+    (folder / module.INDEX).write_text(wrong[damage])
+    assert opened(folder, monkeypatch) == ("012", [], 3)
+    assert opened(folder, monkeypatch) == ("012", [], 0)

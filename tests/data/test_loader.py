@@ -12,10 +12,10 @@ from bitagent_jax.data.replay import Replay
 
 
 @pytest.fixture
-def replay(make_arrays):
+def replay(make_episode):
     replay = Replay(1000)
     for number in range(4):
-        replay.add(make_arrays(30, number))
+        replay.add(make_episode(30, number))
     return replay
 
 

@@ -27,7 +27,7 @@ def test_a_run_leaves_config_checkpoints_metrics_and_episodes(trained):
     assert [row["step"] for row in metrics(folder)] == list(range(5, 61, 5))
     assert [row["stage"] for row in metrics(folder)] == [1] * 8 + [2] * 4
     assert list((folder / "tensorboard").iterdir()) and str(folder / "checkpoints") in out
-    assert len(list((folder / "episodes").glob("0*.npz"))) >= 1 and len(list((folder / "online").glob("*.npz"))) == 2
+    assert len(list((folder / "episodes").glob("0*.ep"))) >= 1 and len(list((folder / "online").glob("*.ep"))) == 2
 
 
 def test_each_stage_reports_its_losses(trained):
@@ -41,7 +41,7 @@ def test_each_stage_reports_its_losses(trained):
 
 def test_a_corrupt_episode_is_skipped_named_and_counted(trained):
     folder, _, err = trained
-    assert f"skipped corrupt episode {folder / 'episodes' / 'broken.npz'}" in err
+    assert f"skipped corrupt file {folder / 'episodes' / 'broken.ep'}" in err
     assert "skipped 1 corrupt of" in err
 
 
@@ -56,7 +56,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def test_a_replay_that_is_too_short_is_named(command, trained, tmp_path):
-    arrays, meta = read_episode(next((trained[0] / "online").glob("*.npz")))
+    arrays, meta = read_episode(next((trained[0] / "online").glob("*.ep")))
     write_episode(tmp_path / "short", {name: rows[:7].copy() for name, rows in arrays.items() if name != "is_last"}
                   | {"is_last": arrays["is_last"][-7:]}, meta)  # fmt: skip
     fields = {"data__folder": tmp_path / "short"}

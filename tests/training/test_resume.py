@@ -63,7 +63,7 @@ def test_sigterm_and_kill_9_change_nothing(command, trained, tmp_path):
     different = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: a.tobytes() != b.tobytes(), left, right))
     assert not [jax.tree_util.keystr(path) for path, wrong in different if wrong]
 
-    online = [sorted(file.name for file in (run / "online").glob("*.npz")) for run in (whole, folder)]
+    online = [sorted(file.name for file in (run / "online").glob("*.ep")) for run in (whole, folder)]
     assert online[0] == online[1] and len(online[0]) == 2  # at steps 20 and 40
     same = ("step", "stage", "loss/kl", "loss/reconstruction", "imagined/reward")
     pick = lambda run: {row["step"]: {name: row.get(name) for name in same} for row in rows(run)}  # noqa: E731
