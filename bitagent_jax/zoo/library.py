@@ -10,7 +10,7 @@ from bitagent_jax.errors import unknown
 from bitagent_jax.zoo.actor import Actor, from_bytes
 
 STAGES = ("early", "middle", "expert")
-"""Competences, by normalised return: about .3, about .65, and the best of the training."""
+"""Competences: the best of a training, and what came before it at about .3 and .65 of its normalised return."""
 
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -3,7 +3,7 @@
     python -m experiments.zoo.export runs/zoo/walker_walk [runs/zoo/walker_run ...]
 
 Hardware: one CPU core, a quarter of a minute a task. The expert is the best evaluation of the curve; early and
-middle are those before it that are nearest to normalised returns of .3 and .65. What the card states was
+middle are those before it that are nearest to .3 and .65 of its normalised return. What the card states was
 measured anew by ``experiments.zoo.measure`` on other initial states.
 """
 
@@ -35,13 +35,15 @@ NOTES = dict(
 
 
 def choose(curve: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Pick the row of each stage; ValueError if no two rows precede the best one."""
+    """Pick a row for each stage, in order of steps; ValueError if too few rows precede the best one."""
     best = max(curve, key=lambda row: row["score"])
     before = [row for row in curve if row["steps"] < best["steps"]]
     if len(before) < len(TARGETS):
         raise ValueError(f"the best evaluation is number {len(before) + 1}: too few come before it")
-    rows = {stage: min(before, key=lambda row: abs(row["score"] - aim)) for stage, aim in TARGETS.items()}
-    return rows | {"expert": best}
+    early = min(before[:-1], key=lambda row: abs(row["score"] - TARGETS["early"] * best["score"]))
+    later = [row for row in before if row["steps"] > early["steps"]]
+    middle = min(later, key=lambda row: abs(row["score"] - TARGETS["middle"] * best["score"]))
+    return {"early": early, "middle": middle, "expert": best}
 
 
 def export(folder: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ SETTINGS = dict(
 
 
 class Watch(BaseCallback):
-    """Between rounds: evaluate when due, keep that actor, and save a checkpoint when due."""
+    """Between rounds: evaluate at the start and when due, keep that actor, and save a checkpoint when due."""
 
     def __init__(self, folder: Path, task: str, progress: dict[str, Any]):
         super().__init__()
@@ -50,7 +50,7 @@ class Watch(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._progress["seconds"] = round(time.monotonic() - self._begun, 1)
         curve = self._progress["curve"]
-        if self.num_timesteps >= (curve[-1]["steps"] if curve else 0) + EVALUATE_EVERY:
+        if not curve or self.num_timesteps >= curve[-1]["steps"] + EVALUATE_EVERY:
             self._evaluate()
         if time.monotonic() - self._saved > SAVE_EVERY:
             self.save()

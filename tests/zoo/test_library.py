@@ -57,7 +57,7 @@ def rewards(task: str, stage: str, steps: int = 100) -> np.ndarray:
 
 
 def test_the_expert_stands_up_within_a_hundred_steps():
-    assert rewards("walker_stand", "expert").min() > 0.75
+    assert rewards("walker_stand", "expert").min() > 0.65
 
 
 def test_the_expert_walks():

@@ -97,7 +97,9 @@ def test_a_killed_training_continues_and_is_exported(tmp_path, monkeypatch):
 def test_stages_are_chosen_by_score():
     from experiments.zoo.export import choose
 
-    curve = [dict(steps=i, score=score) for i, score in enumerate([0.0, 0.2, 0.35, 0.5, 0.7, 0.9, 0.68])]
+    curve = [dict(steps=i, score=score) for i, score in enumerate([0.0, 0.1, 0.25, 0.4, 0.56, 0.8, 0.5])]
     assert {stage: row["steps"] for stage, row in choose(curve).items()} == {"early": 2, "middle": 4, "expert": 5}
+    warm = [dict(steps=i, score=score) for i, score in enumerate([0.6, 0.61, 0.62, 0.9])]
+    assert {stage: row["steps"] for stage, row in choose(warm).items()} == {"early": 0, "middle": 1, "expert": 3}
     with pytest.raises(ValueError, match="too few"):
         choose(curve[4:])
