@@ -10,6 +10,7 @@ import pytest
 from bitagent_jax.envs import rendering
 from bitagent_jax.envs.dmc import make_env
 from bitagent_jax.envs.rendering import GL
+from bitagent_jax.envs.tasks import BODIES
 
 SOFTWARE, HARDWARE = GL("egl", "llvmpipe (LLVM 15.0.6, 256 bits)"), GL("egl", "NVIDIA H100 PCIe/PCIe/SSE2")
 
@@ -87,6 +88,18 @@ assert make_env("walker_run").reset()[0].shape == (64, 64, 3)
 def test_without_rendering_no_opengl_is_loaded_and_it_can_still_be_later():
     done = run_python(NO_RENDER, MUJOCO_GL="")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("task", ["walker_run", "cheetah_run", "quadruped_jump", "stickman_walk"])
+def test_stock_look_has_dm_controls_own_pixels(task):
+    env, other = (make_env(task, slot=slot, look="stock") for slot in range(2))
+    other.reset(), env.reset()
+    for _ in range(2):
+        image = env.step(env.action_space.sample())[0]
+        drawn = env.physics.render(64, 64, camera_id=BODIES[env.task.body].camera)
+        np.testing.assert_array_equal(image, drawn)
+        other.step(other.action_space.sample())
+    env.close(), other.close()
 
 
 @pytest.mark.parametrize("task", ["walker_run", "cheetah_run", "quadruped_walk", "stickman_walk"])
