@@ -135,8 +135,10 @@ def test_workers_die_when_the_pool_is_forgotten():
 
 
 PARENT = """
+import signal
 import numpy as np
 from bitagent_jax.envs.pool import EnvPool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 pool = EnvPool(["walker_run"] * 2, workers=2, render=False)
 pool.reset()
 print(*[worker.process.pid for worker in pool._workers], flush=True)
@@ -153,7 +155,10 @@ def test_workers_die_with_their_parent(sign):
         processes = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(processes) == 2 and all(map(alive, processes))
         parent.send_signal(sign)
-        parent.wait(10)
+        try:
+            parent.wait(10)
+        finally:
+            parent.kill()
         assert await_death(processes)
         complaints = parent.stderr.read()
     assert "KeyboardInterrupt" in complaints if sign == signal.SIGINT else not complaints
