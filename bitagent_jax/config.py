@@ -148,7 +148,7 @@ def defaults() -> ConfigDict:
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "cpu": {
-        "data.episodes": 60,
+        "data.episodes": 45,
         "data.capacity": 200_000,
         "mllm.aligner_units": 128,
         "mllm.adapter_units": 64,
