@@ -145,7 +145,8 @@ def episodes_of(data: Path, count: int) -> Path:
         for number in range(sum(task in path.name for path in list_episodes(folder)), count, 4):
             with EnvPool([task] * min(4, count - number), seed=number) as pool:
                 policy = RandomPolicy(pool.action_dim, number)
-                collect(pool, policy, episodes=pool.num_envs, folder=folder, seed=number)
+                metas = [{"policy": "random"}] * pool.num_envs
+                collect(pool, policy, episodes=pool.num_envs, folder=folder, seed=number, metas=metas)
     return folder
 
 

@@ -35,6 +35,17 @@ def test_config_files_cover_the_bodies():
     assert {file.stem for file in CONFIGS.glob("*.py")} == set(BODY_TASKS)
 
 
+def test_the_zoo_fills_the_data_of_the_bodies_that_have_actors():
+    mixes = [make_config(body, "cpu").data.mix for body in ("walker", "cheetah", "quadruped")]
+    assert mixes == ["zoo", "zoo", "random"]
+    config = make_config("quadruped", "cpu")
+    config.data.mix = "zoo"
+    with pytest.raises(ValueError, match="unknown task of the zoo 'quadruped_stand"):
+        validate(config)
+    config.data.folder = "episodes"
+    assert validate(config).data.mix == "zoo"
+
+
 def test_later_names_win():
     assert make_config("walker", "cosine,neg_kl").reward.similarity == "neg_kl"
     assert make_config("walker", None) == make_config("walker", "paper") == make_config("walker", "")

@@ -2,7 +2,7 @@
 
     RUN/config.json      the resolved config: all that loading needs
         lock             held by the training process, its pid inside
-        episodes/        of the random policy (config.data.folder may name another place); online/ of the agent
+        episodes/        of config.data.mix (config.data.folder may name another place); online/ of the agent
         checkpoints/  metrics.jsonl  tensorboard/  videos/
         cache/           compiled programs
 """

@@ -17,7 +17,7 @@ import numpy as np
 
 from bitagent_jax import zoo
 from bitagent_jax.data.collect import ZooPolicy
-from bitagent_jax.data.episodes import write_atomically
+from bitagent_jax.data.records import write_atomically
 from bitagent_jax.envs.tasks import get_task, normalised_score
 from bitagent_jax.evaluation.rollouts import episode_returns, random_returns
 
