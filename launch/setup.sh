@@ -19,7 +19,10 @@ make_venv() { # $1: an extra of setup.cfg to install too, for example "test"
   local stamp=".venv/installed-${1:-base}" log=.venv/install.log
   if [ "$stamp" -nt setup.cfg ] && [ "$stamp" -nt pyproject.toml ]; then return; fi
   echo "installing the package and what it needs into .venv"
-  python -m pip install --disable-pip-version-check -e ".${1:+[$1]}" >"$log" 2>&1 ||
+  local pip="python -m pip install --disable-pip-version-check" also=true
+  python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || # setup.cfg says why
+    also="$pip --no-deps $(grep -om1 'dm-control==[0-9.]*' setup.cfg)"
+  { $pip -e ".${1:+[$1]}" && $also; } >"$log" 2>&1 ||
     { tail -n 40 "$log" >&2; fail "pip failed; its whole output is in $log"; }
   touch "$stamp"
 }
