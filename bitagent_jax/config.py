@@ -105,6 +105,7 @@ def defaults() -> ConfigDict:
                 "layers": 4,
                 "units": 1024,
                 "min_std": 0.1,
+                "init_std": 0.9,  # [D] of the untrained policy
                 "discount": 0.99,
                 "trace": 0.95,
                 "entropy": 3e-4,
@@ -164,6 +165,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fusion.layer_scale": 0.1,
         "behavior.layers": 2,
         "behavior.units": 128,
+        "behavior.init_std": 0.4,
         "optim.model_lr": 1e-3,
         "optim.behavior_lr": 5e-4,
         "optim.clip": 100.0,
@@ -305,6 +307,9 @@ def _check_lengths(config: ConfigDict) -> None:
         raise ValueError(f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}")
     if not 1 <= window <= steps:
         raise ValueError(f"config.reward.window={window} is outside 1..{steps} (config.imagination.horizon)")
+    least, first = config.behavior.min_std, config.behavior.init_std
+    if not 0 <= least < first < 1:
+        raise ValueError(f"config.behavior.init_std={first} is not between config.behavior.min_std={least} and 1")
     positive = ("train.batch", "train.length", "train.log_every", "env.num_envs")
     for field in (*positive, "imagination.horizon", "imagination.stride"):
         if flatten(config)[field] < 1:

@@ -91,6 +91,7 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"train.batch": 0}, "config.train.batch=0 must be at least 1"),
         ({"env.num_envs": 0}, "config.env.num_envs=0"),
         ({"train.log_every": 0}, "config.train.log_every=0"),
+        ({"behavior.init_std": 0.05}, "config.behavior.init_std=0.05 is not between config.behavior.min_std=0.1 and 1"),
     ],
 )
 def test_values_that_cannot_work_are_named(fields, message):

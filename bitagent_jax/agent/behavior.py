@@ -1,5 +1,7 @@
 """Task-aware behaviour learning: actor, critic and rollouts in imagination (actor-critic of DreamerV3)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,12 +16,14 @@ class Actor(nnx.Module):
 
     def __init__(self, inputs: int, actions: int, config, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.min_std = config.min_std
+        share = (config.init_std - config.min_std) / (1 - config.min_std)
+        self.shift = math.log(share / (1 - share))
         self.mlp = MLP(inputs, config.units, config.layers, 2 * actions, dtype=dtype, rngs=rngs)
 
     def __call__(self, fused: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return mean and standard deviation, each ``[..., A]``."""
         mean, std = jnp.split(self.mlp(fused).astype(jnp.float32), 2, axis=-1)
-        return jnp.tanh(mean), self.min_std + (1 - self.min_std) * nnx.sigmoid(std + 2.0)
+        return jnp.tanh(mean), self.min_std + (1 - self.min_std) * nnx.sigmoid(std + self.shift)
 
 
 class Critic(nnx.Module):

@@ -15,9 +15,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from bitagent_jax.agent import behavior, rewards, task_imagination
+from bitagent_jax.agent.dynamics import flatten_latent
 from bitagent_jax.agent.semantics import add_noise
 from bitagent_jax.agent.state import TrainState, optimizer
 from bitagent_jax.agent.world_model import feature
+from bitagent_jax.nn.distributions import mode_onehot
 
 IMAGINED = ("fusion", "adapter", "actor", "critic")  # what stage-2 losses may reach; the rest is fixed in imagination
 
@@ -186,12 +188,11 @@ def task_reward(agent, slow, path: dict, prompts, ids, config: ConfigDict) -> tu
     else:
         steps = jnp.zeros((prompts.shape[0], *path["action"].shape[1:]))
         target = slow.target(prompts, steps)[ids]
-    measure = slow.world_model.latent_features
-    sides = [
-        {"log_probs": side, "features": measure(jnp.exp(side))} if config.reward.similarity != "neg_kl"
-        else {"log_probs": side}
-        for side in (path["prior"], stop(target))
-    ]  # fmt: skip
+    if config.reward.similarity == "neg_kl":
+        sides = {"log_probs": path["prior"]}, {"log_probs": stop(target)}
+    else:
+        measure = slow.world_model.latent_features
+        sides = {"features": measure(path["stoch"])}, {"features": measure(flatten_latent(stop(mode_onehot(target))))}
     matrix = rewards.similarity(config.reward.similarity, *sides)
     return rewards.align(matrix, config.reward.window)
 

@@ -122,13 +122,12 @@ class WorldModel(nnx.Module):
         prior = self.dynamics.prior(deter)
         return {"deter": deter, "stoch": flatten_latent(sample_onehot(key, prior))}, prior
 
-    def latent_features(self, probs: jax.Array) -> jax.Array:
-        """Return the decoder's first linear layer of ``z``, without its bias: ``[..., S, C] -> [..., W]``.
+    def latent_features(self, stoch: jax.Array) -> jax.Array:
+        """Return the decoder's first linear layer of ``z``, without its bias: ``[..., S*C] -> [..., W]``.
 
-        On probabilities this is the expectation of the layer over samples, since the layer is linear. The bias,
-        the same for all ``z``, would only pull every cosine toward one.
+        The bias, the same for all ``z``, would only pull every cosine toward one.
         """
-        return flatten_latent(probs) @ self.from_stoch.kernel[...]
+        return stoch @ self.from_stoch.kernel[...]
 
     def decode(self, state: State) -> jax.Array:
         """Decode states to images ``[..., 64, 64, 3]``, floats around zero (pixel / 255 - 0.5)."""

@@ -32,7 +32,7 @@ def test_actor_loss_by_hand():
     np.testing.assert_allclose(gradient, [[-0.5, -0.45]], rtol=1e-6)
 
 
-SETTINGS = types.SimpleNamespace(units=8, layers=1, min_std=0.1, bins=41)
+SETTINGS = types.SimpleNamespace(units=8, layers=1, min_std=0.1, init_std=0.4, bins=41)
 
 
 def test_actor_is_bounded():
@@ -40,6 +40,8 @@ def test_actor_is_bounded():
     mean, std = actor(100 * jax.random.normal(jax.random.key(0), (50, 4)))
     assert mean.shape == std.shape == (50, 3)
     assert np.abs(mean).max() <= 1 and std.min() >= 0.1 and std.max() <= 1
+    actor.mlp.out.kernel[...] = jnp.zeros_like(actor.mlp.out.kernel[...])
+    np.testing.assert_allclose(actor(jnp.ones((1, 4)))[1], 0.4, rtol=1e-5)
 
 
 def test_critic_starts_at_zero_and_its_loss_is_the_two_hot_cross_entropy():

@@ -1,5 +1,7 @@
 """The loss table and the train step: which loss reaches which module, checked against plain differentiation."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -193,3 +195,25 @@ def test_rows_without_an_embedding_change_nothing(tiny, shaken, compiled, batch)
     for module in left.params:
         for a, b in zip(jax.tree.leaves(left.params[module]), jax.tree.leaves(right.params[module]), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6, err_msg=module)
+
+
+class Drawn:
+    """A task imagination that never decides quite, and features that are the latent itself."""
+
+    def __init__(self, target):
+        self.target = lambda prompts, actions: target
+        self.world_model = types.SimpleNamespace(latent_features=lambda stoch: stoch)
+
+
+def test_the_reward_compares_the_latents_that_are_drawn_not_what_they_might_have_been(tiny):
+    decided = jnp.eye(4)[jnp.array([0, 1, 2])]  # one target step: three categoricals of four classes
+    target = jnp.log(0.7 * decided + 0.075)[None, None].repeat(8, 1)
+    undecided = jnp.full((1, 8, 3, 4), jnp.log(0.25))
+    path = {"prior": undecided, "action": jnp.zeros((1, 8, 2))}
+    judge = lambda stoch: joint.task_reward(  # noqa: E731
+        None, Drawn(target), path | {"stoch": jnp.broadcast_to(stoch.reshape(-1), (1, 8, 12))}, jnp.ones((1, 16)),
+        jnp.array([0]), tiny(),
+    )[0]  # fmt: skip
+    np.testing.assert_allclose(judge(decided), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(judge(jnp.roll(decided, 1, -1)), 0.0, atol=1e-6)
+    np.testing.assert_allclose(judge(decided.at[0].set(jnp.eye(4)[3])), 2 / 3, rtol=1e-5)

@@ -125,12 +125,3 @@ def test_below_the_free_nats_nothing_is_learned():
     post, prior = jnp.log(jnp.array([[0.6, 0.4]])), jnp.log(jnp.array([[0.4, 0.6]]))
     assert float(balanced_kl(post, prior, settings())) == pytest.approx(0.6)
     assert not np.any(jax.grad(balanced_kl)(post, prior, settings()))
-
-
-def test_the_features_of_probabilities_are_the_expected_features_of_samples():
-    model = WorldModel(settings(), 2, rngs=nnx.Rngs(0))
-    probs = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, 3, 4)))
-    index = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    weight = np.prod([np.asarray(probs)[0, s, index[:, s]] for s in range(3)], axis=0)
-    expected = weight @ np.asarray(model.latent_features(jax.nn.one_hot(index, 4)))
-    np.testing.assert_allclose(model.latent_features(probs)[0], expected, atol=1e-5)
