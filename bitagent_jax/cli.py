@@ -104,8 +104,8 @@ def _collect(args, rest) -> None:
 
     _no_more(rest)
     settings = {"mix": args.mix, "seed": args.seed, "num_envs": args.num_envs}
-    paths = gather(args.folder, args.tasks, args.episodes, run=args.run, **settings)
-    print(f"{len(paths)} episodes in {args.folder}")
+    done = gather(args.folder, args.tasks, args.episodes, run=args.run, **settings)
+    print(f"{len(done.paths)} episodes in {args.folder}, {done.new} of them new")
 
 
 def _embed(args, rest) -> None:

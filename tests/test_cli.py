@@ -103,12 +103,16 @@ def test_imagine_films_every_sentence(trained, capsys):
 
 
 def test_collect_at_random_and_with_a_run_then_embed(trained, tmp_path, capsys):
-    cli.main(["collect", str(tmp_path), "--tasks", "walker_run", "--episodes", "1"])
-    cli.main(["collect", str(tmp_path), "--tasks", "walker_walk", "--episodes", "1", "--run", str(trained[0])])
-    assert "1 episodes in" in capsys.readouterr().out
+    one = ("collect", str(tmp_path), "--episodes", "1", "--num-envs", "1", "--tasks")
+    for arguments in (["walker_run"], ["walker_walk", "--run", str(trained[0])], ["walker_run"]):
+        cli.main([*one, *arguments])
+    assert [line.split(",")[1] for line in capsys.readouterr().out.splitlines()] == [
+        " 1 of them new", " 1 of them new", " 0 of them new"]  # fmt: skip
     first, second = list_episodes(tmp_path)
-    assert first.name.startswith("000000-walker_run-501-") and second.name.startswith("000001-walker_walk-501-")
+    assert first.name.startswith("000000-walker_run-501-") and second.name.startswith("000000-walker_walk-501-")
     assert (read_episode(first)[1]["policy"], read_episode(second)[1]["policy"]) == ("random", str(trained[0]))
+    assert {path.stem.split("-")[1] for path in tmp_path.glob("collect-*.json")} == {
+        path.stem.split("-")[-1] for path in (first, second)}  # fmt: skip
     cli.main(["embed", str(tmp_path)])
     cli.main(["embed", str(tmp_path)])
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["2", "0"]

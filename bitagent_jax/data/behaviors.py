@@ -1,6 +1,6 @@
 """What fills a data set: actors of the zoo at several competences, with action noise, beside flailing at random."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bitagent_jax import zoo
@@ -57,7 +57,7 @@ def spread(behaviors: Sequence[Behavior], count: int) -> list[Behavior]:
     return [behaviors[i % len(behaviors)] for i in range(max(len(behaviors), count))]
 
 
-def make_policy(behaviors: Sequence[Behavior], seed: int) -> ZooPolicy:
-    """Load the actors of the behaviours into one policy, for a pool whose i-th environment the i-th is for."""
+def acting(behaviors: Sequence[Behavior]) -> Callable[[int, int], ZooPolicy]:
+    """Load the actors of the behaviours for ``collect``: ``(round, seed) -> policy``, the i-th for environment i."""
     actors = [zoo.load_actor(b.task, b.stage) if b.stage else None for b in behaviors]
-    return ZooPolicy(actors, noise=[b.noise for b in behaviors], seed=seed)
+    return lambda _, seed: ZooPolicy(actors, noise=[b.noise for b in behaviors], seed=seed)

@@ -32,7 +32,6 @@ LAYOUT = (
     "config.json",
     "lock",
     "episodes",
-    "episodes.partial",
     "online",
     "checkpoints",
     "metrics.jsonl",

@@ -41,8 +41,7 @@ def test_a_collection_tells_experts_from_flailing(tmp_path):
     chosen = [Behavior("walker_stand"), Behavior("walker_stand", "expert", 0.1)]
     with EnvPool([b.task for b in chosen], size=8, look="fast", state=True) as pool:
         metas = [b.meta() for b in chosen]
-        policy = behaviors.make_policy(chosen, 0)
-        paths = collect(pool, policy, episodes=2, folder=tmp_path, seed=0, metas=metas)
+        paths = collect(pool, behaviors.acting(chosen), episodes=2, folder=tmp_path, seed=0, metas=metas)
     (flailing, one), (expert, two) = (read_episode(path) for path in paths)
     assert (one["policy"], two["policy"], two["noise"]) == ("random", "zoo expert", 0.1)
     assert np.sum(expert["reward"]) > 2 * np.sum(flailing["reward"])
