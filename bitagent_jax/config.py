@@ -112,6 +112,12 @@ def defaults() -> ConfigDict:
                 "bins": 255,
                 "slow_rate": 0.02,
             },
+            "explore": {  # Plan2Explore, which `bitagent collect --mix plan2explore` runs; a training run ignores it
+                "heads": 5,
+                "layers": 4,
+                "units": 1024,
+                "updates": 200,  # between two rounds of episodes, one of each environment
+            },
             "joint": {  # Eq. 8 scales; each loss's modules are the table in agent/joint.py
                 "wm": 1.0,
                 "mllm": 1.0,
@@ -164,6 +170,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fusion.layer_scale": 0.1,
         "behavior.layers": 2,
         "behavior.units": 128,
+        "explore.layers": 2,
+        "explore.units": 128,
+        "explore.updates": 40,
         "optim.model_lr": 1e-3,
         "optim.behavior_lr": 5e-4,
         "optim.clip": 100.0,
@@ -197,6 +206,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "behavior.layers": 1,
         "behavior.units": 32,
         "behavior.bins": 41,
+        "explore.layers": 1,
+        "explore.units": 32,
+        "explore.updates": 4,
         "optim.model_lr": 1e-3,
         "optim.behavior_lr": 1e-3,
         "train.stage1_steps": 20,
@@ -305,7 +317,9 @@ def _check_lengths(config: ConfigDict) -> None:
         raise ValueError(f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}")
     if not 1 <= window <= steps:
         raise ValueError(f"config.reward.window={window} is outside 1..{steps} (config.imagination.horizon)")
-    positive = ("train.batch", "train.length", "train.log_every", "env.num_envs")
+    positive = ("train.batch", "train.length", "train.log_every", "env.num_envs", "explore.updates")
+    if config.explore.heads < 2:
+        raise ValueError(f"config.explore.heads={config.explore.heads} cannot disagree: at least 2 are needed")
     for field in (*positive, "imagination.horizon", "imagination.stride"):
         if flatten(config)[field] < 1:
             raise ValueError(f"config.{field}={flatten(config)[field]} must be at least 1")
@@ -330,6 +344,8 @@ def save(config: ConfigDict, path: Path) -> None:
 def read(path: Path) -> ConfigDict:
     """Read a config written by :func:`save`, and register its body if it is one of the user's own.
 
+    What runs of earlier versions do not hold and do not use, ``explore``, gets its defaults.
+
     Raises:
         ValueError: if the file holds a field this version does not know, or lacks one.
     """
@@ -342,7 +358,7 @@ def read(path: Path) -> ConfigDict:
     for key in stored:
         if key not in known:
             raise errors.unknown(f"config field in {path}", key, known)
-    if missing := sorted(known.keys() - stored.keys()):
+    if missing := sorted(name for name in known.keys() - stored.keys() if not name.startswith("explore.")):
         raise ValueError(f"{path} lacks the config fields {', '.join(missing)}")
     config.update_from_flattened_dict({key: _tuples(value) for key, value in stored.items()})
     if config.custom.factory:

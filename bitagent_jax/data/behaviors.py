@@ -5,9 +5,14 @@ from typing import NamedTuple
 
 from bitagent_jax import zoo
 from bitagent_jax.data.collect import ZooPolicy
+from bitagent_jax.envs.tasks import shared_body
 from bitagent_jax.errors import unknown
 
 MIXES = ("random", "zoo")
+EXPLORE = "plan2explore"
+PRESETS = ("small", "full")
+SMALL, FRAMES = (160, 40), 2_000_000
+"""Of the presets of ``bitagent collect``: episodes of behaviours and of Plan2Explore; frames, in equal shares."""
 NOISE = {"expert": (0.0, 0.2), "middle": (0.2,), "early": (0.3,)}
 """Standard deviations of the action noise with which each stage of an actor is run in the mix ``zoo``."""
 
@@ -45,6 +50,29 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
             raise unknown("task of the zoo", ", ".join(tasks), actors)
         out += [Behavior(task, stage, noise) for task in known for stage in actors[task] for noise in NOISE[stage]]
     return out
+
+
+class Part(NamedTuple):
+    """A share of a data set: one of ``MIXES`` or ``EXPLORE``, and how many episodes of it."""
+
+    mix: str
+    episodes: int
+
+
+def parts(preset: str, tasks: Sequence[str]) -> tuple[Part, Part]:
+    """List what a preset collects: behaviours of the zoo (random ones without actors), then Plan2Explore.
+
+    Args:
+        preset: ``small``, 200 episodes; ``full``, two million frames at action repeat 2, half of them each.
+        tasks: names of one body.
+    """
+    if preset not in PRESETS:
+        raise unknown("preset of collect", preset, PRESETS)
+    body = shared_body(tasks)
+    half = -(-FRAMES // (2 * (body.control_steps // 2 + 1)))
+    known = set(tasks) & set(zoo.load_card()["actors"])
+    mixed, explored = SMALL if preset == "small" else (half, half)
+    return Part("zoo" if known else "random", mixed), Part(EXPLORE, explored)
 
 
 def need_states(behaviors: Sequence[Behavior]) -> bool:
