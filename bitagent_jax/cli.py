@@ -109,6 +109,8 @@ def _collect(args, rest) -> None:
 
     if args.preset and (args.mix, args.episodes, args.run) != (None, None, None):
         raise ValueError("--preset decides what --mix, --episodes and --run would: give it without them")
+    if args.step is not None and not args.run:
+        raise ValueError(f"--step {args.step} is a checkpoint of a run: name it with --run")
     if args.run and args.mix:
         raise ValueError(f"either the run {args.run} acts or the mix {args.mix}: give one of --run and --mix")
     episodes = 20 if args.episodes is None else args.episodes
@@ -120,8 +122,8 @@ def _collect(args, rest) -> None:
     else:
         _no_more(rest)
     for mix, count in wanted:
-        settings = {"mix": mix, "seed": args.seed, "num_envs": args.num_envs, "config": config}
-        done = gather(args.folder, args.tasks, count, run=args.run, **settings)
+        settings = {"run": args.run, "step": args.step, "mix": mix, "config": config}
+        done = gather(args.folder, args.tasks, count, seed=args.seed, num_envs=args.num_envs, **settings)
         print(f"{len(done.paths)} episodes of {args.run or mix} in {args.folder}, {done.new} of them new", flush=True)
 
 
@@ -267,8 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     add["bench"].add_argument("--num-envs", type=int, default=4)
     add["bench"].add_argument("--repeats", type=int, default=5, help="rounds, of which medians are taken")
     add["bench"].add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
-    for name in ("evaluate", "imagine"):
-        add[name].add_argument("--step", type=int, help="checkpoint; the newest by default")
     for name in ("evaluate", "imagine", "collect"):
+        add[name].add_argument("--step", type=int, help="checkpoint; the newest by default")
         add[name].add_argument("--seed", type=int, default=0)
     return parser

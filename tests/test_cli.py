@@ -85,6 +85,8 @@ def test_empty_prompts_and_unknown_names(capsys, command, trained, tmp_path):
     assert "give it without them" in fails(capsys, *collect, "--preset", "full", "--episodes", "3")
     assert "one of --run and --mix" in fails(capsys, *collect, "--run", trained[0], "--mix", "zoo")
     assert "at least 1, got 0" in fails(capsys, *collect, "--episodes", "0")
+    assert "name it with --run" in fails(capsys, *collect, "--step", "40")
+    assert "it holds [40, 50, 60]" in fails(capsys, *collect, "--run", trained[0], "--step", "55")
     assert "--config.explore.heads=3" in fails(capsys, *collect, "--config.explore.heads=3")
     explore = (*collect, "--mix", "plan2explore")
     assert "'explore.head'. Did you mean 'explore.heads'" in fails(capsys, *explore, "--config.explore.head=3")

@@ -42,8 +42,9 @@ class _Source(NamedTuple):
     state: bool = False
 
 
-def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str | None = None, mix: str = "random",
-           seed: int = 0, num_envs: int = 4, config: ConfigDict | None = None) -> Gathered:  # fmt: skip
+def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str | None = None, step: int | None = None,
+           mix: str = "random", seed: int = 0, num_envs: int = 4,
+           config: ConfigDict | None = None) -> Gathered:  # fmt: skip
     """Collect episodes of tasks in turn, or what is missing of them.
 
     All settings but ``episodes`` name the collection: the same ones in the same folder continue it, bit for bit as
@@ -54,6 +55,7 @@ def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str 
         tasks: names of one body; the reward of each is recorded, although the agent never sees it.
         episodes: how many the collection shall have.
         run: a run folder whose policy acts, told each task's prompt and sampling; None: ``mix`` acts.
+        step: the run's checkpoint; None: the newest.
         mix: of behaviours, see :func:`bitagent_jax.data.behaviors.mixture`, or ``plan2explore``.
         seed: of environments and policy.
         num_envs: environments stepped at once; at least one a task, and one a behaviour.
@@ -70,7 +72,7 @@ def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str 
         raise ValueError(f"seed must not be negative, got {seed}")
     shared_body(tasks)
     if run:
-        source = _run_source(run, tasks, num_envs)
+        source = _run_source(run, step, tasks, num_envs)
     elif mix == EXPLORE:
         source = _explore_source(config, tasks, num_envs, seed)
     else:
@@ -112,8 +114,8 @@ def _explore_source(config: ConfigDict | None, tasks: Sequence[str], num_envs: i
     return _Source(names, [{"policy": EXPLORE}] * len(names), begin, env, settings)
 
 
-def _run_source(run: str, tasks: Sequence[str], num_envs: int) -> _Source:
-    agent = load(run)
+def _run_source(run: str, step: int | None, tasks: Sequence[str], num_envs: int) -> _Source:
+    agent = load(run, step)
     if get_task(tasks[0]).body != agent.config.body:
         raise ValueError(f"task {tasks[0]} is not of the run's body {agent.config.body}")
     slots = [get_task(tasks[i % len(tasks)]) for i in range(max(len(tasks), num_envs))]
@@ -122,8 +124,9 @@ def _run_source(run: str, tasks: Sequence[str], num_envs: int) -> _Source:
     begin = lambda folder, tag: behave  # noqa: E731
     env = {name: agent.config.env[name] for name in ENV}
     names = [task.name for task in slots]
-    settings = {"environments": [{"task": name, "weights": _digest(agent.params)} for name in names]}
-    return _Source(names, [{"policy": str(run)}] * len(slots), begin, env, settings)
+    weights = {"weights": _digest(agent.params)}
+    settings = {"environments": names, **weights}
+    return _Source(names, [{"policy": str(run), **weights}] * len(slots), begin, env, settings)
 
 
 def _digest(params: Any) -> str:
