@@ -12,6 +12,7 @@ from bitagent_jax.agent.acting import initial_carry, make_act
 from bitagent_jax.agent.baselines import plan2explore
 from bitagent_jax.agent.baselines.plan2explore import Ensemble, disagreement
 from bitagent_jax.agent.state import init_state
+from bitagent_jax.config import make_config
 
 ACTIONS = 2
 
@@ -111,3 +112,20 @@ def test_the_explorer_acts_on_frames_alone(stepped, batch):
     action, carry = act(state.params, carry, image, first, none, none, ~first, jax.random.key(0), sample=True)
     assert action.shape == (8, ACTIONS) and carry["deter"].shape[0] == 8
     assert np.isfinite(action).all() and np.std(action) > 0.05
+
+
+@pytest.mark.parametrize("names", ["paper", "cpu", "debug,history,hold"])
+def test_every_size_and_kind_of_world_model_can_be_explored(names):
+    """Traced, not run: the step maps a state to one of the same shapes and types."""
+    config, shape = make_config("quadruped", names), jax.ShapeDtypeStruct
+    config.compute.dtype = "bfloat16"
+    graph, init = plan2explore.build(config, 12)
+    state, rows = jax.eval_shape(lambda: init_state(config, init)), (config.train.batch, config.train.length)
+    batch = {
+        "image": shape((*rows, 64, 64, 3), np.uint8),
+        "action": shape((*rows, 12), np.float32),
+        "is_first": shape(rows, bool),
+    }
+    after, metrics = jax.eval_shape(plan2explore.make_train_step(graph, config), state, batch)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
+    assert all(jax.tree.leaves(same)) and metrics["imagined/disagreement"].shape == ()

@@ -34,7 +34,7 @@ def test_unknown_mixes_and_bodies_without_actors_are_named():
 
 def test_presets_explore_beside_the_zoo_or_at_random():
     assert behaviors.parts("small", ["walker_walk", "walker_lunge_pose"]) == (("zoo", 160), ("plan2explore", 40))
-    half = 1996  # of 501 rows
+    half = 1997  # of 501 rows
     assert behaviors.parts("full", ["quadruped_run"]) == (("random", half), ("plan2explore", half))
     assert 2_000_000 <= 2 * half * 501 < 2_002_000
     with pytest.raises(ValueError, match="unknown preset of collect 'smal'. Did you mean 'small'"):
