@@ -35,8 +35,8 @@ def _fail(who: str, error: Exception) -> None:
     sys.exit(2)
 
 
-def parse_config(args: list[str], run: Path | None = None) -> ConfigDict:
-    """Read ``--config=FILE:ARG`` and ``--config.a.b=value`` overrides; without a file, the run's stored config.
+def parse_config(args: list[str], run: Path | None = None, default: ConfigDict | None = None) -> ConfigDict:
+    """Read ``--config=FILE:ARG`` and ``--config.a.b=value`` overrides; without a file, the default or the run's config.
 
     Raises:
         ValueError: for an unknown field or option (with the nearest name), a missing file, or no config at all.
@@ -46,6 +46,8 @@ def parse_config(args: list[str], run: Path | None = None) -> ConfigDict:
     files = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
     if files:
         config = _load_config(files[-1])
+    elif default is not None:
+        config = default
     elif run is not None and (run / "config.json").exists():
         config = config_lib.read(run / "config.json")
     else:
@@ -100,12 +102,29 @@ def _train(args, rest) -> None:
 
 
 def _collect(args, rest) -> None:
+    from bitagent_jax.config import make_config
+    from bitagent_jax.data.behaviors import EXPLORE, Part, parts
+    from bitagent_jax.envs.tasks import shared_body
     from bitagent_jax.evaluation.gather import gather
 
-    _no_more(rest)
-    settings = {"mix": args.mix, "seed": args.seed, "num_envs": args.num_envs}
-    paths = gather(args.folder, args.tasks, args.episodes, run=args.run, **settings)
-    print(f"{len(paths)} episodes in {args.folder}")
+    if args.preset and (args.mix, args.episodes, args.run) != (None, None, None):
+        raise ValueError("--preset decides what --mix, --episodes and --run would: give it without them")
+    if args.step is not None and not args.run:
+        raise ValueError(f"--step {args.step} is a checkpoint of a run: name it with --run")
+    if args.run and args.mix:
+        raise ValueError(f"either the run {args.run} acts or the mix {args.mix}: give one of --run and --mix")
+    episodes = 20 if args.episodes is None else args.episodes
+    wanted = parts(args.preset, args.tasks) if args.preset else (Part(args.mix or "random", episodes),)
+    config = None
+    if any(part.mix == EXPLORE for part in wanted) and not args.run:
+        size = "paper" if args.preset == "full" else "cpu"
+        config = parse_config(rest, default=make_config(shared_body(args.tasks).name, size))
+    else:
+        _no_more(rest)
+    for mix, count in wanted:
+        settings = {"run": args.run, "step": args.step, "mix": mix, "config": config}
+        done = gather(args.folder, args.tasks, count, seed=args.seed, num_envs=args.num_envs, **settings)
+        print(f"{len(done.paths)} episodes of {args.run or mix} in {args.folder}, {done.new} of them new", flush=True)
 
 
 def _embed(args, rest) -> None:
@@ -200,7 +219,7 @@ BENCHES = ("pool",)
 VERBS = {
     "quickstart": (_quickstart, "train, evaluate and film a small agent on this machine, from nothing"),
     "train": (_train, "train a run, or continue it"),
-    "collect": (_collect, "collect episodes with the random policy, the zoo or a run's policy"),
+    "collect": (_collect, "collect episodes of behaviours, of an explorer or of a run's policy, or continue"),
     "embed": (_embed, "embed the clips of an episode folder"),
     "import": (_import, "add episodes from GenRL's files or a Minari data set to a folder"),
     "export": (_export, "make a Minari data set of an episode folder"),
@@ -221,9 +240,15 @@ def _parser() -> argparse.ArgumentParser:
     add["quickstart"].add_argument("--preset", default="cpu", help="comma-separated presets and ablations")
     add["collect"].add_argument("folder")
     add["collect"].add_argument("--tasks", nargs="+", required=True)
-    add["collect"].add_argument("--episodes", type=int, default=20)
-    add["collect"].add_argument("--run", help="act with this run's policy; without it, a mix of behaviours acts")
-    add["collect"].add_argument("--mix", default="random", help="random, or zoo: the package's actors beside it")
+    add["collect"].epilog = (
+        "The same command continues what it began and adds nothing to what is whole; more --episodes extend it. "
+        "Other settings, such as another --seed, add episodes of their own to the same folder, also at the same time."
+    )
+    add["collect"].add_argument("--episodes", type=int, help="how many there shall be of these settings (20)")
+    add["collect"].add_argument("--run", help="act with this run's policy; without it, a mix acts")
+    add["collect"].add_argument("--mix", help="random (default), zoo: the package's actors beside it, or plan2explore, "
+                                "which takes --config=FILE:ARG and --config.a.b=value")  # fmt: skip
+    add["collect"].add_argument("--preset", help="small: 200 episodes; full: 2M frames; of the zoo and plan2explore")
     add["collect"].add_argument("--num-envs", type=int, default=4)
     add["embed"].add_argument("folder")
     add["embed"].add_argument("--encoder", default="embedded")
@@ -244,8 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     add["bench"].add_argument("--num-envs", type=int, default=4)
     add["bench"].add_argument("--repeats", type=int, default=5, help="rounds, of which medians are taken")
     add["bench"].add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
-    for name in ("evaluate", "imagine"):
-        add[name].add_argument("--step", type=int, help="checkpoint; the newest by default")
     for name in ("evaluate", "imagine", "collect"):
+        add[name].add_argument("--step", type=int, help="checkpoint; the newest by default")
         add[name].add_argument("--seed", type=int, default=0)
     return parser

@@ -113,6 +113,12 @@ def defaults() -> ConfigDict:
                 "bins": 255,
                 "slow_rate": 0.02,
             },
+            "explore": {  # Plan2Explore, which `bitagent collect --mix plan2explore` runs; a training run ignores it
+                "heads": 5,
+                "layers": 4,
+                "units": 1024,
+                "updates": 200,  # between two rounds of episodes, one of each environment
+            },
             "joint": {  # Eq. 8 scales; each loss's modules are the table in agent/joint.py
                 "wm": 1.0,
                 "mllm": 1.0,
@@ -166,6 +172,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "behavior.layers": 2,
         "behavior.units": 128,
         "behavior.init_std": 0.4,
+        "explore.layers": 2,
+        "explore.units": 128,
+        "explore.updates": 40,
         "optim.model_lr": 1e-3,
         "optim.behavior_lr": 5e-4,
         "optim.clip": 100.0,
@@ -199,6 +208,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "behavior.layers": 1,
         "behavior.units": 32,
         "behavior.bins": 41,
+        "explore.layers": 1,
+        "explore.units": 32,
+        "explore.updates": 4,
         "optim.model_lr": 1e-3,
         "optim.behavior_lr": 1e-3,
         "train.stage1_steps": 20,
@@ -310,7 +322,9 @@ def _check_lengths(config: ConfigDict) -> None:
     least, first = config.behavior.min_std, config.behavior.init_std
     if not 0 <= least < first < 1:
         raise ValueError(f"config.behavior.init_std={first} is not between config.behavior.min_std={least} and 1")
-    positive = ("train.batch", "train.length", "train.log_every", "env.num_envs")
+    positive = ("train.batch", "train.length", "train.log_every", "env.num_envs", "explore.updates")
+    if config.explore.heads < 2:
+        raise ValueError(f"config.explore.heads={config.explore.heads} cannot disagree: at least 2 are needed")
     for field in (*positive, "imagination.horizon", "imagination.stride"):
         if flatten(config)[field] < 1:
             raise ValueError(f"config.{field}={flatten(config)[field]} must be at least 1")
@@ -335,6 +349,8 @@ def save(config: ConfigDict, path: Path) -> None:
 def read(path: Path) -> ConfigDict:
     """Read a config written by :func:`save`, and register its body if it is one of the user's own.
 
+    What runs of earlier versions do not hold and do not use, ``explore``, gets its defaults.
+
     Raises:
         ValueError: if the file holds a field this version does not know, or lacks one.
     """
@@ -347,7 +363,7 @@ def read(path: Path) -> ConfigDict:
     for key in stored:
         if key not in known:
             raise errors.unknown(f"config field in {path}", key, known)
-    if missing := sorted(known.keys() - stored.keys()):
+    if missing := sorted(name for name in known.keys() - stored.keys() if not name.startswith("explore.")):
         raise ValueError(f"{path} lacks the config fields {', '.join(missing)}")
     config.update_from_flattened_dict({key: _tuples(value) for key, value in stored.items()})
     if config.custom.factory:

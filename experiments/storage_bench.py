@@ -142,11 +142,9 @@ def episodes_of(data: Path, count: int) -> Path:
     """Collect what random episodes are missing; returns their folder."""
     folder = data / "episodes"
     for task in TASKS:
-        for number in range(sum(task in path.name for path in list_episodes(folder)), count, 4):
-            with EnvPool([task] * min(4, count - number), seed=number) as pool:
-                policy = RandomPolicy(pool.action_dim, number)
-                metas = [{"policy": "random"}] * pool.num_envs
-                collect(pool, policy, episodes=pool.num_envs, folder=folder, seed=number, metas=metas)
+        with EnvPool([task] * 4) as pool:
+            behave = lambda _, seed: RandomPolicy(pool.action_dim, seed)  # noqa: B023, E731
+            collect(pool, behave, episodes=count, folder=folder, seed=0, metas=[{"policy": "random"}] * 4, tag=task)
     return folder
 
 

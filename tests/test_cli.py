@@ -72,14 +72,28 @@ def test_folders_that_are_no_runs_and_missing_checkpoints(capsys, command, train
     assert "no episodes" in fails(capsys, "embed", tmp_path / "none")
 
 
-def test_empty_prompts_and_unknown_names(capsys, trained, tmp_path):
+def test_empty_prompts_and_unknown_names(capsys, command, trained, tmp_path):
     assert "the prompt is empty" in fails(capsys, "imagine", trained[0], "  ")
     assert "the prompt is empty" in fails(capsys, "evaluate", trained[0], "--prompt", "")
     unknown = fails(capsys, "evaluate", trained[0], "--tasks", "walker_rum")
     assert "unknown task 'walker_rum'. Did you mean 'walker_run'" in unknown
     assert "not of the run's body walker" in fails(capsys, "evaluate", trained[0], "--tasks", "cheetah_run")
     assert "unknown task" in fails(capsys, "collect", tmp_path, "--tasks", "walker_jump")
-    assert "unknown mix" in fails(capsys, "collect", tmp_path, "--tasks", "walker_run", "--mix", "zo")
+    collect = ("collect", tmp_path / "new", "--tasks", "walker_run")
+    assert "unknown mix of behaviours 'zo'. Did you mean 'zoo'" in fails(capsys, *collect, "--mix", "zo")
+    assert "unknown preset of collect 'ful'. Did you mean 'full'" in fails(capsys, *collect, "--preset", "ful")
+    assert "give it without them" in fails(capsys, *collect, "--preset", "full", "--episodes", "3")
+    assert "one of --run and --mix" in fails(capsys, *collect, "--run", trained[0], "--mix", "zoo")
+    assert "at least 1, got 0" in fails(capsys, *collect, "--episodes", "0")
+    assert "name it with --run" in fails(capsys, *collect, "--step", "40")
+    assert "it holds [40, 50, 60]" in fails(capsys, *collect, "--run", trained[0], "--step", "55")
+    assert "--config.explore.heads=3" in fails(capsys, *collect, "--config.explore.heads=3")
+    explore = (*collect, "--mix", "plan2explore")
+    assert "'explore.head'. Did you mean 'explore.heads'" in fails(capsys, *explore, "--config.explore.head=3")
+    assert "heads=1 cannot disagree" in fails(capsys, *explore, "--config.explore.heads=1")
+    cheetah = f"--config={command.ROOT}/experiments/configs/cheetah.py:debug"
+    assert "the config is of body cheetah" in fails(capsys, *explore, cheetah)
+    assert not (tmp_path / "new").exists()
     assert "'embeded'. Did you mean 'embedded'" in fails(capsys, "embed", trained[0] / "online", "--encoder", "embeded")
     assert "--epsiodes" in fails(capsys, "evaluate", trained[0], "--epsiodes", "3")
     assert "'wlker'. Did you mean 'walker'" in fails(capsys, "quickstart", tmp_path / "q", "--body", "wlker")
@@ -103,12 +117,16 @@ def test_imagine_films_every_sentence(trained, capsys):
 
 
 def test_collect_at_random_and_with_a_run_then_embed(trained, tmp_path, capsys):
-    cli.main(["collect", str(tmp_path), "--tasks", "walker_run", "--episodes", "1"])
-    cli.main(["collect", str(tmp_path), "--tasks", "walker_walk", "--episodes", "1", "--run", str(trained[0])])
-    assert "1 episodes in" in capsys.readouterr().out
+    one = ("collect", str(tmp_path), "--episodes", "1", "--num-envs", "1", "--tasks")
+    for arguments in (["walker_run"], ["walker_walk", "--run", str(trained[0])], ["walker_run"]):
+        cli.main([*one, *arguments])
+    assert [line.split(",")[1] for line in capsys.readouterr().out.splitlines()] == [
+        " 1 of them new", " 1 of them new", " 0 of them new"]  # fmt: skip
     first, second = list_episodes(tmp_path)
-    assert first.name.startswith("000000-walker_run-501-") and second.name.startswith("000001-walker_walk-501-")
+    assert first.name.startswith("000000-walker_run-501-") and second.name.startswith("000000-walker_walk-501-")
     assert (read_episode(first)[1]["policy"], read_episode(second)[1]["policy"]) == ("random", str(trained[0]))
+    assert {path.stem.split("-")[1] for path in tmp_path.glob("collect-*.json")} == {
+        path.stem.split("-")[-1] for path in (first, second)}  # fmt: skip
     cli.main(["embed", str(tmp_path)])
     cli.main(["embed", str(tmp_path)])
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["2", "0"]

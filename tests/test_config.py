@@ -92,6 +92,8 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"env.num_envs": 0}, "config.env.num_envs=0"),
         ({"train.log_every": 0}, "config.train.log_every=0"),
         ({"behavior.init_std": 0.05}, "config.behavior.init_std=0.05 is not between config.behavior.min_std=0.1 and 1"),
+        ({"explore.updates": 0}, "config.explore.updates=0"),
+        ({"explore.heads": 1}, "config.explore.heads=1 cannot disagree"),
     ],
 )
 def test_values_that_cannot_work_are_named(fields, message):
@@ -128,3 +130,12 @@ def test_stored_fields_that_are_unknown_or_missing_are_named(tmp_path):
     path.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="lacks the config fields fusion.kind"):
         config_lib.read(path)
+
+
+def test_runs_from_before_there_were_explorers_can_be_read(tmp_path):
+    config, path = make_config("walker", "debug"), tmp_path / "config.json"
+    config_lib.save(config, path)
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in stored.items() if not name.startswith("explore.")}))
+    config.explore = config_lib.defaults().explore
+    assert config_lib.read(path) == config

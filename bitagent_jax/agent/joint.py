@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from bitagent_jax.agent import behavior, rewards, task_imagination
 from bitagent_jax.agent.dynamics import flatten_latent
 from bitagent_jax.agent.semantics import add_noise
-from bitagent_jax.agent.state import TrainState, optimizer
+from bitagent_jax.agent.state import TrainState, apply_gradients
 from bitagent_jax.agent.world_model import feature
 from bitagent_jax.nn.distributions import mode_onehot
 
@@ -247,11 +247,7 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, means, (metrics, norms) = routed_gradients(lambda p: losses(p, state, batch), state.params, table)
-        params, opt = dict(state.params), dict(state.opt)
-        for module, grad in grads.items():
-            update, opt[module] = optimizer(config, module).update(grad, opt[module], params[module])
-            params[module] = optax.apply_updates(params[module], update)
-            metrics[f"grad_norm/{module}"] = optax.tree.norm(grad)
+        params, opt, grad_norms = apply_gradients(config, state.params, state.opt, grads)
         target_rate = config.joint.target_ema if stage == 2 else 1.0
         slow = {
             name: optax.incremental_update(
@@ -259,7 +255,7 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
             )
             for name, value in state.slow.items()
         }
-        metrics |= {f"loss/{name}": value for name, value in means.items()}
+        metrics |= grad_norms | {f"loss/{name}": value for name, value in means.items()}
         return TrainState(state.step + 1, state.key, params, slow, opt, norms), metrics
 
     return train_step

@@ -52,12 +52,18 @@ def build(config: ConfigDict, embed: int, actions: int) -> tuple[nnx.GraphDef, C
 def optimizer(config: ConfigDict, module: str) -> optax.GradientTransformation:
     """Return the optimiser of one module: global-norm clip, Adam, decoupled decay."""
     optim = config.optim
-    rate, clip = (
-        (optim.behavior_lr, optim.behavior_clip) if module in BEHAVIOR else (optim.model_lr, optim.clip)
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(clip), optax.adamw(rate, eps=optim.eps, weight_decay=optim.decay)
-    )
+    rate, clip = (optim.behavior_lr, optim.behavior_clip) if module in BEHAVIOR else (optim.model_lr, optim.clip)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, eps=optim.eps, weight_decay=optim.decay))
+
+
+def apply_gradients(config: ConfigDict, params: dict, opt: dict, grads: dict) -> tuple[dict, dict, dict]:
+    """Update the modules that have gradients; returns all parameters, optimiser states, and the gradients' norms."""
+    params, opt, norms = dict(params), dict(opt), {}
+    for module, grad in grads.items():
+        update, opt[module] = optimizer(config, module).update(grad, opt[module], params[module])
+        params[module] = optax.apply_updates(params[module], update)
+        norms[f"grad_norm/{module}"] = optax.tree.norm(grad)
+    return params, opt, norms
 
 
 def init_state(config: ConfigDict, init: Callable[[jax.Array], dict]) -> TrainState:
@@ -68,7 +74,7 @@ def init_state(config: ConfigDict, init: Callable[[jax.Array], dict]) -> TrainSt
         step=jnp.zeros((), jnp.int32),
         key=key,
         params=params,
-        slow={name: jax.tree.map(jnp.copy, params[name]) for name in SLOW},
+        slow={name: jax.tree.map(jnp.copy, params[name]) for name in SLOW if name in params},
         opt={name: optimizer(config, name).init(value) for name, value in params.items()},
         norms={"low": jnp.zeros(()), "high": jnp.zeros(())},
     )

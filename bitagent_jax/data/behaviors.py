@@ -1,13 +1,18 @@
 """What fills a data set: actors of the zoo at several competences, with action noise, beside flailing at random."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bitagent_jax import zoo
 from bitagent_jax.data.collect import ZooPolicy
+from bitagent_jax.envs.tasks import shared_body
 from bitagent_jax.errors import unknown
 
 MIXES = ("random", "zoo")
+EXPLORE = "plan2explore"
+PRESETS = ("small", "full")
+SMALL, FRAMES = (160, 40), 2_000_000
+"""Of the presets of ``bitagent collect``: episodes of behaviours and of Plan2Explore; frames, in equal shares."""
 NOISE = {"expert": (0.0, 0.2), "middle": (0.2,), "early": (0.3,)}
 """Standard deviations of the action noise with which each stage of an actor is run in the mix ``zoo``."""
 
@@ -47,6 +52,29 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
     return out
 
 
+class Part(NamedTuple):
+    """A share of a data set: one of ``MIXES`` or ``EXPLORE``, and how many episodes of it."""
+
+    mix: str
+    episodes: int
+
+
+def parts(preset: str, tasks: Sequence[str]) -> tuple[Part, Part]:
+    """List what a preset collects: behaviours of the zoo (random ones without actors), then Plan2Explore.
+
+    Args:
+        preset: ``small``, 200 episodes; ``full``, two million frames at action repeat 2, half of them each.
+        tasks: names of one body.
+    """
+    if preset not in PRESETS:
+        raise unknown("preset of collect", preset, PRESETS)
+    body = shared_body(tasks)
+    half = -(-FRAMES // (2 * (body.control_steps // 2 + 1)))
+    known = set(tasks) & set(zoo.load_card()["actors"])
+    mixed, explored = SMALL if preset == "small" else (half, half)
+    return Part("zoo" if known else "random", mixed), Part(EXPLORE, explored)
+
+
 def need_states(behaviors: Sequence[Behavior]) -> bool:
     """Tell whether any of the behaviours acts on the simulator's state."""
     return any(behavior.stage for behavior in behaviors)
@@ -57,7 +85,7 @@ def spread(behaviors: Sequence[Behavior], count: int) -> list[Behavior]:
     return [behaviors[i % len(behaviors)] for i in range(max(len(behaviors), count))]
 
 
-def make_policy(behaviors: Sequence[Behavior], seed: int) -> ZooPolicy:
-    """Load the actors of the behaviours into one policy, for a pool whose i-th environment the i-th is for."""
+def acting(behaviors: Sequence[Behavior]) -> Callable[[int, int], ZooPolicy]:
+    """Load the actors of the behaviours for ``collect``: ``(round, seed) -> policy``, the i-th for environment i."""
     actors = [zoo.load_actor(b.task, b.stage) if b.stage else None for b in behaviors]
-    return ZooPolicy(actors, noise=[b.noise for b in behaviors], seed=seed)
+    return lambda _, seed: ZooPolicy(actors, noise=[b.noise for b in behaviors], seed=seed)

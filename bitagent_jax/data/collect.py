@@ -1,6 +1,5 @@
-"""From a pool and a policy to episodes on disk."""
+"""From a pool and a policy to episodes on disk, in rounds that can be done again one by one."""
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,12 @@ from bitagent_jax.zoo import Actor
 
 Policy = Callable[[Timestep], np.ndarray]
 """Maps the latest rows to actions, float32 [N, A]; sees ``is_first`` to begin anew."""
+MAX_LOSSES = 3
+"""Times that a round begins anew because a worker was lost, after which collecting gives up."""
+
+
+class _Lost(Exception):
+    """An episode of the round was lost with its worker."""
 
 
 class RandomPolicy:
@@ -59,73 +64,111 @@ class ZooPolicy:
 
 def collect(
     pool: EnvPool,
-    policy: Policy,
+    behave: Callable[[int, int], Policy],
     *,
     episodes: int,
     folder: str | Path,
     seed: int,
     metas: Sequence[Mapping[str, Any]],
-    start: int | None = None,
+    start: int = 0,
+    tag: str = "",
     progress: bool = True,
 ) -> list[Path]:
-    """Run a policy until a number of episodes is finished, and write each as it ends.
+    """Collect a number of episodes, or what is missing of them, in rounds of one episode of every environment.
 
-    Episodes are named ``{number}-{task}-{rows}.ep`` in the order of their ends (then of their environments), so
-    that the same call with the same ``start`` writes the same files again. Without ``start`` they are added to the
-    folder's, and a random ending tells their names from those of other collectors at work in it.
+    Round k begins with a reset to ``round_seed(seed, k)`` and a policy of its own, so that it depends on no other
+    round: a collection that was killed and is started again, or is given more ``episodes``, ends with the same
+    files as one that was never stopped. Rounds whose files are all there are left out; a round in which a worker is
+    lost begins anew.
 
     Args:
-        pool: is reset with ``seed``.
-        policy: called once a step with all rows; actions for rows that are ``is_last`` are ignored.
-        episodes: how many to write; what is unfinished then is dropped, as is what a lost worker left unfinished.
-        folder: where to.
-        seed: of the environments.
-        metas: of each environment, added to its episodes' task, body, slot, seed and versions: at least the
-            ``policy``, and as ``label`` the sentence that they show, if any.
-        start: the first number; by default one more than the number of the folder's last episode.
+        pool: its environments; their number is that of a round's episodes.
+        behave: called with the number of a round and its seed, returns the policy, which is then called once a step
+            with all rows; actions for rows that are ``is_last`` are ignored.
+        episodes: how many there shall be; of the last round only those of the first environments may be needed.
+        folder: where to. Episodes are named ``{start + number}-{task}-{rows}[-{tag}].ep``.
+        seed: of the collection.
+        metas: of each environment, added to its episodes' task, body, slot, round, seed (of the round) and versions:
+            at least the ``policy``, and as ``label`` the sentence that they show, if any.
+        start: the number of the first episode.
+        tag: tells the files of this collection from those of others in the folder; without one, all are its own.
         progress: show a bar after two seconds.
 
     Returns:
-        The paths written, in order.
+        The paths of all episodes, in order.
+
+    Raises:
+        ValueError: metadata for another number of environments, or no episodes.
+        RuntimeError: a worker was lost in each of three attempts at a round.
     """
     if len(metas) != pool.num_envs:
         raise ValueError(f"expected the metadata of each of {pool.num_envs} environments, got {len(metas)}")
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    ending = "" if start is not None else f"-{secrets.token_hex(4)}"
-    start = _next_number(folder) if start is None else start
-    metas = [_meta_of(pool, slot, seed) | dict(meta) for slot, meta in enumerate(metas)]
-    rows: list[list[Timestep]] = [[] for _ in range(pool.num_envs)]
-    paths: list[Path] = []
-    total = -(-episodes // pool.num_envs) * pool.num_envs * (pool.episode_steps + 1)
+    numbers = range(start, start + episodes)
+    missing = set(numbers) - numbered(folder, tag).keys()
+    rounds = sorted({(number - start) // pool.num_envs for number in missing})
+    total = len(rounds) * pool.num_envs * (pool.episode_steps + 1)
     with tqdm(total=total, desc="collecting", unit="row", delay=2, disable=not progress) as bar:
-        timestep = pool.reset(seed=seed)
-        while True:
-            bar.update(pool.num_envs)
-            for slot in range(pool.num_envs):
-                if timestep.is_first[slot]:  # what is there was lost with its worker
-                    rows[slot] = []
-                rows[slot].append(Timestep(*(array[slot] for array in timestep)))
-                if not timestep.is_last[slot]:
-                    continue
-                name = f"{start + len(paths):06d}-{pool.tasks[slot]}-{len(rows[slot])}{ending}"
-                paths.append(write_episode(folder, _stack(rows[slot]), metas[slot], name))
-                rows[slot] = []
-                if len(paths) == episodes:
-                    return paths
-            timestep = pool.step(policy(timestep))
+        for index in rounds:
+            first, seed_of_round = start + index * pool.num_envs, round_seed(seed, index)
+            for slot, arrays in _attempts(pool, behave, index, seed_of_round, bar).items():
+                if first + slot in missing:
+                    meta = _meta_of(pool, slot, index, seed_of_round) | dict(metas[slot])
+                    name = f"{first + slot:06d}-{pool.tasks[slot]}-{len(arrays['reward'])}{_ending(tag)}"
+                    write_episode(folder, arrays, meta, name)
+    paths = numbered(folder, tag)
+    return [paths[number] for number in numbers]
+
+
+def numbered(folder: str | Path, tag: str = "") -> dict[int, Path]:
+    """Find the episodes of the collection ``tag`` in a folder: their numbers and paths, in order."""
+    paths = [path for path in list_episodes(folder) if path.stem.endswith(_ending(tag))]
+    return {int(head): path for path in paths if (head := path.name.split("-")[0]).isdecimal()}
+
+
+def round_seed(seed: int, index: int) -> int:
+    """Derive the seed of a round, below 2^32, from that of its collection and its number."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+
+
+def _attempts(pool: EnvPool, behave: Callable, index: int, seed: int, bar: tqdm) -> dict[int, dict[str, np.ndarray]]:
+    """Play a round until no worker is lost in it."""
+    for _ in range(MAX_LOSSES):
+        try:
+            return _play(pool, behave(index, seed), seed, bar)
+        except _Lost:
+            bar.total += pool.num_envs * (pool.episode_steps + 1)
+    raise RuntimeError(f"round {index} of the collection lost a worker in each of {MAX_LOSSES} attempts")
+
+
+def _play(pool: EnvPool, policy: Policy, seed: int, bar: tqdm) -> dict[int, dict[str, np.ndarray]]:
+    """Step until the first episode of every environment has ended; returns slot -> its arrays."""
+    rows: dict[int, list[Timestep]] = {slot: [] for slot in range(pool.num_envs)}
+    ended = {}
+    timestep = pool.reset(seed=seed)
+    while True:
+        bar.update(len(rows))
+        for slot in list(rows):
+            if timestep.is_first[slot] and rows[slot]:
+                raise _Lost
+            rows[slot].append(Timestep(*(array[slot] for array in timestep)))
+            if timestep.is_last[slot]:
+                ended[slot] = _stack(rows.pop(slot))
+        if not rows:
+            return ended
+        timestep = pool.step(policy(timestep))
 
 
 def _stack(rows: list[Timestep]) -> dict[str, np.ndarray]:
     return {key: np.stack(column) for key, column in zip(Timestep._fields, zip(*rows, strict=True), strict=True)}
 
 
-def _meta_of(pool: EnvPool, slot: int, seed: int) -> dict[str, Any]:
+def _meta_of(pool: EnvPool, slot: int, index: int, seed: int) -> dict[str, Any]:
     task = get_task(pool.tasks[slot])
     versions = {name: version(name) for name in ("dm_control", "mujoco")}
-    return dict(task=task.name, body=task.body, slot=slot, seed=seed, versions=versions)
+    return dict(task=task.name, body=task.body, slot=slot, round=index, seed=seed, versions=versions)
 
 
-def _next_number(folder: str | Path) -> int:
-    heads = [path.name.split("-")[0] for path in list_episodes(folder)]
-    return 1 + max((int(head) for head in heads if head.isdecimal()), default=-1)
+def _ending(tag: str) -> str:
+    return f"-{tag}" if tag else ""

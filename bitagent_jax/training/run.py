@@ -26,13 +26,16 @@ RESUMABLE = (  # fields that a later run of the same folder may change: none alt
     "eval.episodes",
     "env.workers",
     "compute.fsdp",
+    "explore.heads",
+    "explore.layers",
+    "explore.units",
+    "explore.updates",
 )
 
 LAYOUT = (
     "config.json",
     "lock",
     "episodes",
-    "episodes.partial",
     "online",
     "checkpoints",
     "metrics.jsonl",

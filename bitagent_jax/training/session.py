@@ -1,7 +1,6 @@
 """Everything a training run needs, built or resumed from its folder: data, model, mesh, checkpoints."""
 
 import logging
-import shutil
 from pathlib import Path
 
 import jax
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from bitagent_jax.agent.joint import make_train_step
 from bitagent_jax.agent.state import TrainState, build, init_state
 from bitagent_jax.config import default_tasks
-from bitagent_jax.data.behaviors import make_policy, mixture, need_states, spread
+from bitagent_jax.data.behaviors import acting, mixture, need_states, spread
 from bitagent_jax.data.collect import collect
 from bitagent_jax.data.embeddings import embed_folder
 from bitagent_jax.data.episodes import list_episodes
@@ -93,10 +92,11 @@ class Session:
         slots = range(min(data.online_episodes, self.config.env.num_envs))
         number = (step // data.online_every - 1) * data.online_episodes
         slot_prompts = [prompts[(number + i) % len(prompts)] for i in slots]
-        policy = AgentPolicy(self.agent(), slot_prompts, sample=True, seed=self.config.seed + step)
+        agent = self.agent()
         with self._pool([tasks[(number + i) % len(tasks)] for i in slots]) as pool:
             paths = collect(
-                pool, policy, episodes=data.online_episodes, folder=self.online_folder, start=number,
+                pool, lambda _, seed: AgentPolicy(agent, slot_prompts, sample=True, seed=seed),
+                episodes=data.online_episodes, folder=self.online_folder, start=number,
                 seed=self.config.seed + step, metas=[{"policy": f"agent at step {step}"}] * pool.num_envs,
             )  # fmt: skip
         embed_folder(self.online_folder, self.encoder)
@@ -119,16 +119,11 @@ class Session:
         if not data.folder and len(list_episodes(folder)) < data.episodes and jax.process_index() == 0:
             tasks = tuple(self.config.tasks) or default_tasks(self.config.body)
             behaviors = spread(mixture(data.mix, tasks), min(self.config.env.num_envs, data.episodes))
-            scratch = self.run.path / "episodes.partial"
-            shutil.rmtree(scratch, ignore_errors=True)
             with self._pool([b.task for b in behaviors], state=need_states(behaviors)) as pool:
-                paths = collect(
-                    pool, make_policy(behaviors, seed), episodes=data.episodes, folder=scratch, seed=seed,
-                    metas=[b.meta() for b in behaviors], start=0,
+                collect(
+                    pool, acting(behaviors), episodes=data.episodes, folder=folder, seed=seed,
+                    metas=[b.meta() for b in behaviors],
                 )  # fmt: skip
-            for path in paths:
-                path.replace(folder / path.name)
-            scratch.rmdir()
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("episodes collected")
         embed_folder(folder, self.encoder)

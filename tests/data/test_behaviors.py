@@ -32,6 +32,17 @@ def test_unknown_mixes_and_bodies_without_actors_are_named():
         behaviors.mixture("zoo", ["kitchen_light"])
 
 
+def test_presets_explore_beside_the_zoo_or_at_random():
+    assert behaviors.parts("small", ["walker_walk", "walker_lunge_pose"]) == (("zoo", 160), ("plan2explore", 40))
+    half = 1997  # of 501 rows
+    assert behaviors.parts("full", ["quadruped_run"]) == (("random", half), ("plan2explore", half))
+    assert 2_000_000 <= 2 * half * 501 < 2_002_000
+    with pytest.raises(ValueError, match="unknown preset of collect 'smal'. Did you mean 'small'"):
+        behaviors.parts("smal", ["quadruped_run"])
+    with pytest.raises(ValueError, match="tasks of one body"):
+        behaviors.parts("full", ["quadruped_run", "walker_run"])
+
+
 def test_behaviours_are_repeated_in_turn_but_never_left_out():
     two = behaviors.mixture("random", ["walker_walk", "walker_run"])
     assert behaviors.spread(two, 5) == [*two, *two, two[0]] and behaviors.spread(two, 1) == two
@@ -41,8 +52,7 @@ def test_a_collection_tells_experts_from_flailing(tmp_path):
     chosen = [Behavior("walker_stand"), Behavior("walker_stand", "expert", 0.1)]
     with EnvPool([b.task for b in chosen], size=8, look="fast", state=True) as pool:
         metas = [b.meta() for b in chosen]
-        policy = behaviors.make_policy(chosen, 0)
-        paths = collect(pool, policy, episodes=2, folder=tmp_path, seed=0, metas=metas)
+        paths = collect(pool, behaviors.acting(chosen), episodes=2, folder=tmp_path, seed=0, metas=metas)
     (flailing, one), (expert, two) = (read_episode(path) for path in paths)
     assert (one["policy"], two["policy"], two["noise"]) == ("random", "zoo expert", 0.1)
     assert np.sum(expert["reward"]) > 2 * np.sum(flailing["reward"])

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from bitagent_jax.data.collect import RandomPolicy, ZooPolicy, collect
+from bitagent_jax.data.collect import RandomPolicy, ZooPolicy, collect, numbered, round_seed
 from bitagent_jax.data.episodes import list_episodes, read_episode
 from bitagent_jax.envs.dmc import make_env
 from bitagent_jax.envs.pool import EnvPool, Timestep
@@ -14,6 +14,14 @@ from bitagent_jax.zoo import Actor
 
 TASKS = ["cheetah_run", "cheetah_run"]
 NO_METAS = [{}, {}]
+
+
+def flail(_, seed):
+    return RandomPolicy(6, seed)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in list_episodes(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +33,18 @@ def pool():
 
 def test_collected_episodes_replay_in_the_simulator(pool, tmp_path):
     metas = [{"policy": "random", "label": label} for label in "ab"]
-    paths = collect(pool, RandomPolicy(6, 1), episodes=3, folder=tmp_path, seed=4, metas=metas)
+    paths = collect(pool, flail, episodes=3, folder=tmp_path, seed=4, metas=metas)
     assert paths == list_episodes(tmp_path)
-    assert [path.name[:22] for path in paths] == [f"{n:06d}-cheetah_run-11-" for n in range(3)]
-    for path, (slot, episode) in zip(paths, [(0, 0), (1, 0), (0, 1)], strict=True):
+    assert [path.name for path in paths] == [f"{n:06d}-cheetah_run-11.ep" for n in range(3)]
+    for path, (slot, index) in zip(paths, [(0, 0), (1, 0), (0, 1)], strict=True):
         arrays, meta = read_episode(path)
-        assert meta["label"] == "ab"[slot] and (meta["slot"], meta["seed"], meta["policy"]) == (slot, 4, "random")
+        assert meta["label"] == "ab"[slot] and meta["policy"] == "random"
+        assert (meta["slot"], meta["round"], meta["seed"]) == (slot, index, round_seed(4, index))
         assert meta["body"] == "cheetah" and meta["versions"].keys() == {"dm_control", "mujoco"}
         assert arrays["is_first"].tolist() == [True] + [False] * 10
         assert arrays["is_last"].tolist() == [False] * 10 + [True]
-        env = make_env("cheetah_run", seed=4, slot=slot, action_repeat=100)
-        for _ in range(episode + 1):
-            image, _ = env.reset()
+        env = make_env("cheetah_run", seed=meta["seed"], slot=slot, action_repeat=100)
+        image, _ = env.reset()
         np.testing.assert_array_equal(arrays["image"][0], image)
         assert not arrays["action"][0].any() and arrays["reward"][0] == 0
         for row in range(1, 11):
@@ -46,50 +54,73 @@ def test_collected_episodes_replay_in_the_simulator(pool, tmp_path):
         env.close()
 
 
-def test_collecting_is_fixed_by_the_two_seeds_and_appends(pool, tmp_path):
-    def run(seed, policy_seed, start=None):
-        policy = RandomPolicy(6, policy_seed)
-        paths = collect(pool, policy, episodes=2, folder=tmp_path, seed=seed, metas=NO_METAS, start=start)
+def test_a_collection_continues_as_if_it_had_never_been_stopped(pool, tmp_path):
+    """One is whole; one is stopped after 1 of 5 episodes, loses a file, and its policy fails in the last round."""
+    rounds = []
+
+    def behave(index, seed):
+        rounds.append(index)
+        if rounds.count(2) == 1 and index == 2:
+            raise KeyboardInterrupt
+        return flail(index, seed)
+
+    settings = dict(seed=4, metas=NO_METAS, tag="ab12")
+    whole = collect(pool, flail, episodes=5, folder=tmp_path / "whole", **settings)
+    collect(pool, behave, episodes=1, folder=tmp_path / "parts", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        collect(pool, behave, episodes=5, folder=tmp_path / "parts", **settings)
+    assert list(numbered(tmp_path / "parts", "ab12")) == [0, 1, 2, 3] and rounds == [0, 0, 1, 2]
+    list_episodes(tmp_path / "parts")[2].unlink()
+    paths = collect(pool, behave, episodes=5, folder=tmp_path / "parts", **settings)
+    assert rounds == [0, 0, 1, 2, 1, 2] and [path.name for path in paths] == [path.name for path in whole]
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    collect(pool, behave, episodes=4, folder=tmp_path / "parts", **settings)
+    assert len(rounds) == 6 and len(contents(tmp_path / "parts")) == 5
+
+
+def test_seeds_tags_and_numbers_tell_collections_apart(pool, tmp_path):
+    def run(seed, **names):
+        paths = collect(pool, flail, episodes=2, folder=tmp_path, seed=seed, metas=NO_METAS, **names)
         return [path.name[:6] for path in paths], [read_episode(path)[0]["image"].tobytes() for path in paths]
 
-    names, first = run(1, 1)
-    more, second = run(1, 1)
-    assert (names, more) == (["000000", "000001"], ["000002", "000003"]) and first == second
-    assert run(1, 1, start=7) == run(1, 1, start=7) == (["000007", "000008"], first)
-    assert len(list_episodes(tmp_path)) == 6
-    assert run(2, 1)[1] != first and run(1, 2)[1] != first
+    names, first = run(1, tag="a")
+    assert names == ["000000", "000001"] and run(1, tag="b") == (names, first)
+    assert run(1, tag="c", start=7) == (["000007", "000008"], first)
+    assert run(2, tag="d")[1] != first
+    assert len(list_episodes(tmp_path)) == 8 and len(numbered(tmp_path, "c")) == 2
+    assert len({round_seed(seed, index) for seed in range(20) for index in range(20)}) == 400
 
 
-def test_an_episode_that_was_lost_with_its_worker_is_not_written(tmp_path, caplog):
-    class Killer(RandomPolicy):
-        calls = 0
+class Killer(RandomPolicy):
+    """Kills the second worker of a pool when it is called for the fifth time in its life."""
 
-        def __call__(self, timestep):
-            self.calls += 1
-            if self.calls == 5:
-                os.kill(pool._workers[1].process.pid, signal.SIGKILL)
-            return super().__call__(timestep)
+    def __init__(self, pool):
+        super().__init__(6, 0)
+        self.pool, self.calls = pool, 0
 
+    def __call__(self, timestep):
+        self.calls += 1
+        if self.calls == 5:
+            os.kill(self.pool._workers[1].process.pid, signal.SIGKILL)
+        return super().__call__(timestep)
+
+
+def test_a_round_in_which_a_worker_is_lost_begins_anew(tmp_path, caplog):
+    policies = []
+    settings = dict(episodes=2, seed=4, metas=NO_METAS)
     with EnvPool(TASKS, workers=2, action_repeat=100, size=8, look="fast") as pool:
-        paths = collect(pool, Killer(6, 1), episodes=2, folder=tmp_path, seed=4, metas=NO_METAS)
-    assert "environments 1: cheetah_run" in caplog.text
-    assert [path.name[:22] for path in paths] == ["000000-cheetah_run-11-", "000001-cheetah_run-11-"]
-    for path, slot, episode in zip(paths, (0, 1), (0, 1), strict=True):
-        arrays, meta = read_episode(path)
-        assert meta["slot"] == slot and arrays["is_first"].tolist() == [True] + [False] * 10
-        env = make_env("cheetah_run", seed=4, slot=slot, action_repeat=100, render=False)
-        for _ in range(episode + 1):
-            env.reset()
-        rewards = [np.float32(env.step(action)[1]) for action in arrays["action"][1:]]
-        np.testing.assert_array_equal(arrays["reward"][1:], rewards)
+        collect(pool, flail, folder=tmp_path / "whole", **settings)
 
+        def behave(index, seed):
+            policies.append(index)
+            return Killer(pool) if len(policies) == 1 else flail(index, seed)
 
-def test_collectors_that_start_at_the_same_number_lose_nothing(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr("bitagent_jax.data.collect._next_number", lambda folder: 5)
-    settings = dict(episodes=2, folder=tmp_path, metas=NO_METAS)
-    paths = [path for k in range(2) for path in collect(pool, RandomPolicy(6, k), seed=k, **settings)]
-    assert len(set(paths)) == 4 and sorted(paths) == list_episodes(tmp_path)
-    assert [path.name[:6] for path in list_episodes(tmp_path)] == ["000005", "000005", "000006", "000006"]
+        collect(pool, behave, folder=tmp_path / "lost", **settings)
+        assert "environments 1: cheetah_run" in caplog.text and policies == [0, 0]
+        assert contents(tmp_path / "lost") == contents(tmp_path / "whole")
+        with pytest.raises(RuntimeError, match="round 0 .* lost a worker in each of 3 attempts"):
+            collect(pool, lambda *_: Killer(pool), folder=tmp_path / "never", **settings)
+    assert not list_episodes(tmp_path / "never")
 
 
 def test_random_actions_fill_the_range():
@@ -138,6 +169,6 @@ def test_zoo_policy_needs_a_state_for_each_actor():
 
 def test_bad_calls_are_named(pool, tmp_path):
     with pytest.raises(ValueError, match="metadata of each of 2 environments, got 1"):
-        collect(pool, RandomPolicy(6, 0), episodes=1, folder=tmp_path, seed=0, metas=[{}])
+        collect(pool, flail, episodes=1, folder=tmp_path, seed=0, metas=[{}])
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        collect(pool, RandomPolicy(6, 0), episodes=0, folder=tmp_path, seed=0, metas=NO_METAS)
+        collect(pool, flail, episodes=0, folder=tmp_path, seed=0, metas=NO_METAS)
