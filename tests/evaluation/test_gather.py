@@ -35,7 +35,7 @@ def test_an_explorer_collects_and_continues_from_a_checkpoint(command, tmp_path,
     """Round 0 is random; rounds 1 and 2 follow two updates each. One copy loses what came after the first two."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = ["--tasks", "walker_walk", "--mix", "plan2explore", "--num-envs", "1", "--episodes", "3",
-                 *command.settings(explore__updates=2)]  # fmt: skip
+                 *command.settings(explore__updates=2, env__action_repeat=20)]  # fmt: skip
     cli.main(["collect", str(whole), *arguments])
     assert "3 episodes of plan2explore" in capsys.readouterr().out
     metas = [read_episode(path)[1] for path in list_episodes(whole)]
