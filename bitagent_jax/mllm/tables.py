@@ -62,6 +62,8 @@ def over_time(frames: int, patches: int, extra: int = 1) -> Callable:
 
     def stretch(x: np.ndarray) -> np.ndarray:
         first, rest = np.split(x.reshape(x.shape[-2:]), [extra])
+        if len(rest) % patches:
+            return x.reshape(x.shape[-2:])  # of another picture size: the shapes will be found to differ
         rest = rest.reshape(-1, patches, rest.shape[-1])
         if len(rest) != frames:
             rest = np.asarray(jax.image.resize(rest.astype(np.float32), (frames, *rest.shape[1:]), "linear"))
