@@ -11,7 +11,12 @@ from bitagent_jax.errors import unknown
 EMBEDDED = "embedded"
 ENCODERS = {
     EMBEDDED: "bitagent_jax.mllm.embedded:load",
+    "internvideo2": "bitagent_jax.mllm.internvideo2:load",
+    "videoprism": "bitagent_jax.mllm.videoprism:load",
+    "viclip": "bitagent_jax.mllm.viclip:load",
     "clip": "bitagent_jax.mllm.clip:load",
+    "siglip": "bitagent_jax.mllm.siglip:load",
+    "siglip2": "bitagent_jax.mllm.siglip:load2",
 }
 """Every encoder's name and the function that loads it, imported only when asked for."""
 
