@@ -117,7 +117,8 @@ def resize(frames: jax.Array, size: tuple[int, int], resample: str) -> jax.Array
     """Resize 8-bit frames with the arithmetic of Pillow's ``Image.resize``, to the last bit.
 
     Pillow widens or shrinks the rows first, rounds to 8 bits, and then does the columns; its weights are
-    fixed-point numbers.
+    fixed-point numbers. (Where the height shrinks and the width does not shrink as much, recent versions of Pillow
+    begin with the columns. That is not followed here; it does not concern square frames.)
 
     Args:
         frames: uint8 [..., H, W, C].

@@ -177,7 +177,7 @@ def _safetensors_error() -> type[Exception]:
 
 def _read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             yield from ((name, file[name]) for name in file.files)
         return
     from safetensors import safe_open
