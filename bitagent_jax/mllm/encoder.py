@@ -17,6 +17,7 @@ ENCODERS = {
     "clip": "bitagent_jax.mllm.clip:load",
     "siglip": "bitagent_jax.mllm.siglip:load",
     "siglip2": "bitagent_jax.mllm.siglip:load2",
+    "hf_torch": "bitagent_jax.mllm.hf_torch:load",
 }
 """Every encoder's name and the function that loads it, imported only when asked for."""
 

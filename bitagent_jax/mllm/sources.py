@@ -24,6 +24,11 @@ class WeightsError(ValueError):
     """An encoder's files are missing, gated, incomplete or damaged."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its kind if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @dataclass(frozen=True)
 class Source:
     """An encoder's folder.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bitagent_jax.mllm.frozen import Tokenize
-from bitagent_jax.mllm.sources import Source, WeightsError
+from bitagent_jax.mllm.sources import Source, WeightsError, first_line
 
 
 def load_tokenizer(source: Source, kind: Any = None) -> Any:
@@ -20,11 +20,8 @@ def load_tokenizer(source: Source, kind: Any = None) -> Any:
     try:
         return (kind or AutoTokenizer).from_pretrained(str(source.folder))
     except (OSError, ValueError, ImportError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise WeightsError(
-            f"{source.encoder}: no tokenizer can be made of the files in {source.folder} ({first}); to get them: "
-            f"{source.command()}"
-        ) from error
+        why = f"no tokenizer can be made of the files in {source.folder} ({first_line(error)})"
+        raise WeightsError(f"{source.encoder}: {why}; to get them: {source.command()}") from error
 
 
 def padded(tokenizer: Any, length: int, prepare: Callable[[str], str] = str, **options: Any) -> Tokenize:

@@ -114,6 +114,27 @@ def clip_tokenizer(folder) -> None:
     CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77).save_pretrained(folder)
 
 
+def clip_config(end: int):
+    """Return a tiny config of CLIP with that end-of-text token."""
+    from transformers import CLIPConfig
+
+    small = dict(num_attention_heads=4, hidden_size=32, intermediate_size=64)
+    vision = small | dict(num_hidden_layers=3, image_size=32, patch_size=8)
+    text = small | dict(num_hidden_layers=2, vocab_size=1100, bos_token_id=None, eos_token_id=end)
+    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+
+
+def tiny_clip(folder) -> None:
+    """Fill a folder like a downloaded one with config, weights, preprocessor and tokenizer of a tiny random CLIP."""
+    torch()
+    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+    clip_tokenizer(folder)
+    end = AutoTokenizer.from_pretrained(folder).eos_token_id
+    randomize(CLIPModel(clip_config(end))).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 def bert_vocabulary(folder) -> int:
     """Train word pieces on the prompts, save them as vocab.txt, and return how many there are."""
     from tokenizers import BertWordPieceTokenizer

@@ -9,25 +9,12 @@ from transformers import AutoTokenizer, CLIPConfig
 from bitagent_jax.mllm import clip
 from bitagent_jax.mllm.encoder import Encoder, load_encoder
 
-VISION = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=32)
-TEXT = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48, vocab_size=1100)
-
-
-def config(**text):
-    return CLIPConfig(vision_config=VISION | {"patch_size": 8}, text_config=TEXT | text, projection_dim=16)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder like a downloaded one: config, weights, preprocessor, tokenizer, of a tiny random model."""
-    parity.torch()
-    from transformers import CLIPImageProcessorPil, CLIPModel
-
     folder = tmp_path_factory.mktemp("clip")
-    parity.clip_tokenizer(folder)
-    end = AutoTokenizer.from_pretrained(folder).eos_token_id
-    parity.randomize(CLIPModel(config(eos_token_id=end))).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    parity.tiny_clip(folder)
     return folder
 
 
@@ -99,7 +86,7 @@ def test_sentences_equal_the_reference(folder, end):
     from transformers import CLIPModel
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = parity.randomize(CLIPModel(config(eos_token_id=end or tokenizer.eos_token_id)))
+    model = parity.randomize(CLIPModel(parity.clip_config(end or tokenizer.eos_token_id)))
     inputs = tokenizer(parity.prompts(), padding=True, truncation=True, max_length=77, return_tensors="pt")
     with torch.no_grad():
         expected = parity.normalized(model.get_text_features(**inputs).pooler_output)
