@@ -65,9 +65,14 @@ class Source:
         except ValueError as error:
             raise WeightsError(f"{self.encoder}: {path} is not JSON ({error}); to get it: {self.command()}") from error
 
+    @property
+    def local(self) -> bool:
+        """Whether the user named a folder, not a repository."""
+        return Path(self.weights).expanduser().is_dir()
+
     def command(self) -> str:
         """Return the shell command that downloads the files."""
-        if self.folder.name == self.weights.rpartition("/")[2] or Path(self.weights).exists():
+        if self.local:
             return f"hf download {self.example} --local-dir {self.folder}"
         return f"hf download {self.weights}"
 
@@ -91,10 +96,11 @@ class Source:
                 f"{self.encoder}: {self.folder} holds {pickles[0].name}, a pickle, which is never read at run time; "
                 f"convert it once: bitagent convert {pickles[0]} {self.folder / 'model.safetensors'}"
             )
-        raise WeightsError(
-            f"{self.encoder}: no model.safetensors (nor shards with model.safetensors.index.json, nor one *.npz) in "
-            f"{self.folder}; to get it: {self.command()}"
-        )
+        expected = "model.safetensors (nor shards with model.safetensors.index.json, nor one *.npz)"
+        get = self.command()
+        if not self.local:  # a repository is looked through for safetensors only
+            get += f" --local-dir {self.encoder}, and if it has only .pt or .bin, bitagent convert that file"
+        raise WeightsError(f"{self.encoder}: no {expected} in {self.folder}; to get it: {get}")
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield every tensor's name and values, one at a time; WeightsError if a file is damaged."""

@@ -8,6 +8,8 @@ import numpy as np
 from bitagent_jax.mllm.frozen import Tokenize
 from bitagent_jax.mllm.sources import Source, WeightsError, first_line
 
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # one of them holds the vocabulary
+
 
 def load_tokenizer(source: Source, kind: Any = None) -> Any:
     """Load a folder's tokenizer, of the given class or of the one that the folder names.
@@ -17,6 +19,9 @@ def load_tokenizer(source: Source, kind: Any = None) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if not any(path for pattern in _FILES for path in source.folder.glob(pattern)):
+        why = f"none of {', '.join(_FILES)} is in {source.folder}, so no tokenizer can be made"
+        raise WeightsError(f"{source.encoder}: {why}; to get them: {source.command()}")
     try:
         return (kind or AutoTokenizer).from_pretrained(str(source.folder))
     except (OSError, ValueError, ImportError, KeyError) as error:

@@ -317,12 +317,13 @@ def load(weights: str, frames: int = 0) -> FrozenEncoder:
     frames = frames or sizes.trained
     graph, template = tables.template(lambda rngs: VideoPrism(sizes, frames, rngs=rngs))
     rules = npz_table(frames) if original else table(sizes, frames)
+    resample = "lanczos" if original else "bicubic"  # the original demonstrates Lanczos' filter
     look = source.json("video_preprocessor_config.json", True) or source.json("preprocessor_config.json", True)
     return FrozenEncoder(
         "videoprism", graph,
         tables.fill(rules, arrays.items() if original else arrays, template, source, default_dtype()),
         tokenize=tokens.padded(tokens.load_tokenizer(source), sizes.length, canonical),
-        pixels=pixels.from_config({"do_normalize": False} | look, sizes.image),
+        pixels=pixels.from_config({"do_normalize": False} | look, sizes.image, resample=resample),
         embed_dim=sizes.vision.width, num_frames=frames, digest=source.digest(), batch=4,
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ def test_a_missing_file_is_named_with_its_folder_and_the_command(tmp_path):
         source(tmp_path).json("config.json")
     with pytest.raises(WeightsError, match=f"no model.safetensors .* in {tmp_path}; {command}"):
         source(tmp_path).tensor_files()
-    with pytest.raises(WeightsError, match=f"no tokenizer can be made of the files in {tmp_path}"):
+    with pytest.raises(WeightsError, match=f"vocab.json, .* is in {tmp_path}, so no tokenizer can be made"):
         from bitagent_jax.mllm.tokens import load_tokenizer
 
         load_tokenizer(source(tmp_path))
@@ -74,6 +74,12 @@ def test_a_pickle_is_not_read_but_the_conversion_named(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"")
     with pytest.raises(WeightsError, match=f"bitagent convert {tmp_path}/weights.pt {tmp_path}/model.safetensors"):
         source(tmp_path).tensor_files()
+
+
+def test_a_repository_without_safetensors_names_the_conversion(tmp_path):
+    found = sources.Source("clip", "maker/model", tmp_path, "maker/model")
+    with pytest.raises(WeightsError, match="hf download maker/model --local-dir clip, and if it has only .pt or .bin"):
+        found.tensor_files()
 
 
 def test_a_lacking_shard_is_named(tmp_path):
