@@ -135,7 +135,15 @@ def _embed(args, rest) -> None:
     _no_more(rest)
     if not list_episodes(args.folder):
         raise ValueError(f"no episodes (*.ep) in {args.folder}")
-    print(f"embedded {embed_folder(args.folder, load_encoder(args.encoder))} episodes in {args.folder}")
+    encoder = load_encoder(args.encoder, args.weights)
+    print(f"embedded {embed_folder(args.folder, encoder)} episodes in {args.folder}")
+
+
+def _convert(args, rest) -> None:
+    from bitagent_jax.mllm.convert import convert
+
+    _no_more(rest)
+    print(f"{convert(args.source, args.destination)} tensors written to {args.destination}")
 
 
 def _import(args, rest) -> None:
@@ -223,6 +231,7 @@ VERBS = {
     "embed": (_embed, "embed the clips of an episode folder"),
     "import": (_import, "add episodes from GenRL's files or a Minari data set to a folder"),
     "export": (_export, "make a Minari data set of an episode folder"),
+    "convert": (_convert, "make a safetensors file of pickled torch weights, for the encoders"),
     "evaluate": (_evaluate, "score a run in the simulator"),
     "imagine": (_imagine, "film what a run makes of a sentence"),
     "bench": (_bench, "measure speed on this machine: " + ", ".join(BENCHES)),
@@ -252,6 +261,9 @@ def _parser() -> argparse.ArgumentParser:
     add["collect"].add_argument("--num-envs", type=int, default=4)
     add["embed"].add_argument("folder")
     add["embed"].add_argument("--encoder", default="embedded")
+    add["embed"].add_argument("--weights", default="", help="of other encoders: a folder, or owner/name on the Hub")
+    add["convert"].add_argument("source", help="file of torch.save (.pt, .pth, .bin)")
+    add["convert"].add_argument("destination", help="safetensors file to write, for example FOLDER/model.safetensors")
     add["import"].add_argument("source", help="folder of GenRL's .npz files, or a Minari folder or id")
     add["import"].add_argument("folder")
     add["import"].add_argument("--format", required=True, help="genrl or minari")

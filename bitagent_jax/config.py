@@ -15,6 +15,7 @@ from bitagent_jax import errors, zoo
 from bitagent_jax.data import behaviors
 from bitagent_jax.envs import register
 from bitagent_jax.envs.tasks import BODIES, tasks_of
+from bitagent_jax.mllm.encoder import ENCODERS
 
 CLIP = 8  # frames of a clip, N in the paper
 
@@ -25,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "world_model.posterior": ("frame", "history"),
     "world_model.decoder": ("stoch", "feat"),
     "fusion.kind": ("tamf", "concat", "none"),
+    "mllm.encoder": tuple(ENCODERS),
     "mllm.adapter": ("residual", "none"),
     "reward.similarity": ("max_cosine", "cosine", "neg_kl"),
     "imagination.semantics": ("decode", "hold"),
@@ -62,7 +64,8 @@ def defaults() -> ConfigDict:
                 "online_episodes": 4,
             },
             "mllm": {
-                "encoder": "embedded",
+                "encoder": "embedded",  # the names are those of mllm/encoder.py
+                "weights": "",  # of any other encoder: a local folder, or owner/name on the Hugging Face Hub
                 "adapter": "residual",  # [D] what the backward path trains on the MLLM side
                 "adapter_units": 128,
                 "aligner_units": 512,

@@ -20,7 +20,7 @@ def load(run: str | Path, step: int | None = None) -> Agent:
         CheckpointError: if there is no checkpoint, or the wanted one is damaged.
     """
     folder = RunFolder.load(run)
-    encoder = load_encoder(folder.config.mllm.encoder)
+    encoder = load_encoder(folder.config.mllm.encoder, folder.config.mllm.weights)
     _, init = build(folder.config, encoder.embed_dim, get_body(folder.config.body).action_dim)
     abstract = jax.eval_shape(lambda: init_state(folder.config, init))
     with Checkpoints(folder.checkpoints) as checkpoints:

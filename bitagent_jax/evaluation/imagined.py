@@ -27,7 +27,7 @@ def imagined_rewards(path: str | Path, *, batches: int = 8, seed: int = 0) -> di
         sentence -> (untrained, trained) mean reward per imagined step.
     """
     run = RunFolder.load(path)
-    config, encoder = run.config, load_encoder(run.config.mllm.encoder)
+    config, encoder = run.config, load_encoder(run.config.mllm.encoder, run.config.mllm.weights)
     told = sentences(config)
     prompts = jnp.asarray(encoder.embed_text(list(told)))
     graph, init = build(config, encoder.embed_dim, get_body(config.body).action_dim)

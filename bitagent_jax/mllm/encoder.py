@@ -8,7 +8,17 @@ import numpy as np
 
 from bitagent_jax.errors import unknown
 
-ENCODERS = {"embedded": "bitagent_jax.mllm.embedded:load"}
+EMBEDDED = "embedded"
+ENCODERS = {
+    EMBEDDED: "bitagent_jax.mllm.embedded:load",
+    "internvideo2": "bitagent_jax.mllm.internvideo2:load",
+    "videoprism": "bitagent_jax.mllm.videoprism:load",
+    "viclip": "bitagent_jax.mllm.viclip:load",
+    "clip": "bitagent_jax.mllm.clip:load",
+    "siglip": "bitagent_jax.mllm.siglip:load",
+    "siglip2": "bitagent_jax.mllm.siglip:load2",
+    "hf_torch": "bitagent_jax.mllm.hf_torch:load",
+}
 """Every encoder's name and the function that loads it, imported only when asked for."""
 
 
@@ -46,12 +56,24 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(name: str = "embedded") -> Encoder:
-    """Load an encoder with its weights; ValueError naming the nearest match if there is none of that name."""
+def load_encoder(name: str = EMBEDDED, weights: str = "") -> Encoder:
+    """Load an encoder with its weights.
+
+    Args:
+        name: out of ``ENCODERS``.
+        weights: a local folder or the id of a repository of the Hugging Face Hub; "" for the embedded encoder,
+            whose weights ship with the package.
+
+    Raises:
+        ValueError: there is none of that name (with the nearest match), or its weights cannot be had or do not fit.
+    """
     if name not in ENCODERS:
         raise unknown("encoder", name, ENCODERS)
+    if name == EMBEDDED and weights:
+        raise ValueError(f"the embedded encoder has its own weights: mllm.weights={weights!r} belongs to another")
     module, function = ENCODERS[name].split(":")
-    return getattr(importlib.import_module(module), function)()
+    load = getattr(importlib.import_module(module), function)
+    return load() if name == EMBEDDED else load(weights)
 
 
 def check_sentences(sentences: Sequence[str]) -> list[str]:

@@ -41,7 +41,7 @@ class Session:
         self.run, self.config = run, run.config
         self.mesh = sharding.make_mesh(self.config.compute.fsdp)
         sharding.check_batch(self.mesh, self.config.train.batch)
-        self.encoder = load_encoder(self.config.mllm.encoder)
+        self.encoder = load_encoder(self.config.mllm.encoder, self.config.mllm.weights)
         self.prompts = self.encoder.embed_text(list(sentences(self.config)))
         self.checkpoints = Checkpoints(run.checkpoints, self.config.train.keep)
         self._build_state()
