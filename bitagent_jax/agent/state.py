@@ -38,13 +38,15 @@ class TrainState(NamedTuple):
 def build(config: ConfigDict, embed: int, actions: int) -> tuple[nnx.GraphDef, Callable[[jax.Array], dict]]:
     """Return the agent's graph (``nnx.merge(graph, params)`` gives the modules) and ``init(key) -> params``."""
 
-    def create(key):
-        return BiTAgent(config, embed, actions, rngs=nnx.Rngs(key))
+    return build_module(lambda rngs: BiTAgent(config, embed, actions, rngs=rngs))
 
-    graph, _ = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
+
+def build_module(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Callable[[jax.Array], dict]]:
+    """Return the graph of the module that ``make`` makes, without making it, and ``init(key) -> params``."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def init(key):
-        return nnx.to_pure_dict(nnx.split(create(key))[1])
+        return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)))[1])
 
     return graph, init
 

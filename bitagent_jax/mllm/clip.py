@@ -11,10 +11,10 @@ from flax import nnx
 
 from bitagent_jax.mllm import pixels, tables, tokens
 from bitagent_jax.mllm.blocks import BlockConfig, Stack, causal, layer_norm
-from bitagent_jax.mllm.frozen import FrozenEncoder, default_dtype
+from bitagent_jax.mllm.frozen import FrameMean, FrozenEncoder, default_dtype
 from bitagent_jax.mllm.sources import locate
 from bitagent_jax.mllm.tables import Rule, linear, norm
-from bitagent_jax.mllm.towers import patchify, unit
+from bitagent_jax.mllm.towers import patchify
 
 NUM_FRAMES = 8
 EXAMPLES = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
@@ -97,24 +97,12 @@ class TextTower(nnx.Module):
         return self.out(jnp.take_along_axis(x, last[:, None, None], 1)[:, 0])
 
 
-class Clip(nnx.Module):
+class Clip(FrameMean):
     """Both towers, as a ``Model``."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.image = ImageTower(config.vision_config, config.projection_dim, rngs=rngs)
         self.words = TextTower(config.text_config, config.projection_dim, rngs=rngs)
-
-    def frame(self, pixels: jax.Array) -> jax.Array:
-        """Embed frames [F, S, S, 3] to unit vectors [F, D]."""
-        return unit(self.image(pixels))
-
-    def clip(self, features: jax.Array) -> jax.Array:
-        """Average the frames' embeddings [B, N, D] to unit vectors [B, D]."""
-        return unit(features.mean(-2))
-
-    def text(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Embed ids [n, L] to unit vectors [n, D]."""
-        return unit(self.words(ids))
 
 
 def block_config(config: Any) -> BlockConfig:

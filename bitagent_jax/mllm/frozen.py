@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from bitagent_jax.mllm.encoder import check_frames, check_sentences
 from bitagent_jax.mllm.pixels import Pixels
+from bitagent_jax.mllm.towers import patchify, unit
 
 _SENTENCES = 32
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
@@ -33,6 +34,34 @@ class Model(Protocol):
     def text(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Map token ids and their mask [n, L] to unit vectors [n, D]."""
         ...
+
+
+class FrameMean(nnx.Module):
+    """A ``Model`` of an ``image`` tower and a ``words`` tower: a clip is the mean of its frames."""
+
+    def frame(self, pixels: jax.Array) -> jax.Array:
+        """Embed frames [F, S, S, 3] to unit vectors [F, D]."""
+        return unit(self.image(pixels))
+
+    def clip(self, features: jax.Array) -> jax.Array:
+        """Average the frames' embeddings [B, N, D] to unit vectors [B, D]."""
+        return unit(features.mean(-2))
+
+    def text(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Embed ids [n, L] to unit vectors [n, D]; the towers need no mask."""
+        return unit(self.words(ids))
+
+
+class JointVideo(nnx.Module):
+    """The frames' side of a ``Model`` whose ``video`` tower sees the patches of all frames at once."""
+
+    def frame(self, pixels: jax.Array) -> jax.Array:
+        """Project the patches of frames [F, S, S, 3] to [F, P, W]."""
+        return self.video.patch(patchify(pixels, self.video.size))
+
+    def clip(self, features: jax.Array) -> jax.Array:
+        """Embed the frames of clips [B, T, P, W] to unit vectors [B, D]."""
+        return unit(self.video(features))
 
 
 def default_dtype() -> jnp.dtype:

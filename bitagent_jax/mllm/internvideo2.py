@@ -15,11 +15,11 @@ from flax import nnx
 
 from bitagent_jax.mllm import tables, tokens
 from bitagent_jax.mllm.blocks import BlockConfig, Stack, attend, layer_norm
-from bitagent_jax.mllm.frozen import FrozenEncoder, Tokenize, default_dtype
+from bitagent_jax.mllm.frozen import FrozenEncoder, JointVideo, Tokenize, default_dtype
 from bitagent_jax.mllm.pixels import Pixels
 from bitagent_jax.mllm.sources import locate
 from bitagent_jax.mllm.tables import Rule, linear, norm
-from bitagent_jax.mllm.towers import patchify, unit
+from bitagent_jax.mllm.towers import unit
 
 EXAMPLES = ("OpenGVLab/InternVideo2-Stage2_1B-224p-f4",)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -108,20 +108,12 @@ class TextTower(nnx.Module):
         return self.out(self.stack(self.tokens(ids), mask[:, None, None, :])[:, 0])
 
 
-class InternVideo2(nnx.Module):
+class InternVideo2(JointVideo):
     """Both towers, as a ``Model``."""
 
     def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
         self.video = VideoTower(sizes, rngs=rngs)
         self.words = TextTower(sizes, rngs=rngs)
-
-    def frame(self, pixels: jax.Array) -> jax.Array:
-        """Project the patches of frames [F, S, S, 3] to [F, P, W]."""
-        return self.video.patch(patchify(pixels, self.video.size))
-
-    def clip(self, features: jax.Array) -> jax.Array:
-        """Embed the frames of clips [B, T, P, W] to unit vectors [B, D]."""
-        return unit(self.video(features))
 
     def text(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Embed ids and their mask [n, L] to unit vectors [n, D]."""

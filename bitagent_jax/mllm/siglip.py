@@ -4,6 +4,7 @@ One picture, one sentence; a clip is the mean of its frames. Any checkpoint of t
 ``SiglipModel`` will do; the NaFlex variants of SigLIP 2, which pack pictures of any shape, will not.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,10 +14,10 @@ from flax import nnx
 from bitagent_jax.mllm import pixels, tables, tokens
 from bitagent_jax.mllm.blocks import MLP, Attention, Stack, layer_norm
 from bitagent_jax.mllm.clip import NAMES, NUM_FRAMES, block_config
-from bitagent_jax.mllm.frozen import FrozenEncoder, default_dtype
+from bitagent_jax.mllm.frozen import FrameMean, FrozenEncoder, default_dtype
 from bitagent_jax.mllm.sources import locate
 from bitagent_jax.mllm.tables import Rule, linear, norm
-from bitagent_jax.mllm.towers import patchify, unit
+from bitagent_jax.mllm.towers import patchify
 
 EXAMPLES = ("google/siglip-base-patch16-224",)
 EXAMPLES2 = ("google/siglip2-base-patch16-224",)
@@ -102,24 +103,12 @@ class TextTower(nnx.Module):
         return self.out(self.norm_out(self.stack(self.tokens(ids)))[:, -1])
 
 
-class Siglip(nnx.Module):
+class Siglip(FrameMean):
     """Both towers, as a ``Model``."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.image = ImageTower(config.vision_config, rngs=rngs)
         self.words = TextTower(config.text_config, rngs=rngs)
-
-    def frame(self, pixels: jax.Array) -> jax.Array:
-        """Embed frames [F, S, S, 3] to unit vectors [F, D]."""
-        return unit(self.image(pixels))
-
-    def clip(self, features: jax.Array) -> jax.Array:
-        """Average the frames' embeddings [B, N, D] to unit vectors [B, D]."""
-        return unit(features.mean(-2))
-
-    def text(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Embed ids [n, L] to unit vectors [n, D]."""
-        return unit(self.words(ids))
 
 
 def load(weights: str) -> FrozenEncoder:
@@ -137,7 +126,7 @@ def load2(weights: str) -> FrozenEncoder:
     return _load("siglip2", weights, EXAMPLES2, str.lower)
 
 
-def _load(name: str, weights: str, examples: tuple[str, ...], prepare: tokens.Callable) -> FrozenEncoder:
+def _load(name: str, weights: str, examples: tuple[str, ...], prepare: Callable[[str], str]) -> FrozenEncoder:
     from transformers import SiglipConfig
 
     source = locate(name, weights, examples)

@@ -4,6 +4,7 @@ Only safetensors and npz are read. What is missing is an error that names the fi
 the command that gets it.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -157,12 +158,10 @@ def _snapshot(encoder: str, repo: str, patterns: list[str]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    try:
+    with contextlib.suppress(LocalEntryNotFoundError, WeightsError):  # not there, or without weights: download
         folder = Path(snapshot_download(repo, local_files_only=True))
         Source(encoder, repo, folder, repo).tensor_files()
         return folder
-    except (LocalEntryNotFoundError, WeightsError):
-        pass
     where = f"looked in the cache {constants.HF_HUB_CACHE}"
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns))

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from bitagent_jax.agent import behavior
 from bitagent_jax.agent.behavior import Actor, Critic
 from bitagent_jax.agent.joint import Row, routed_gradients, update_norms
-from bitagent_jax.agent.state import TrainState, apply_gradients
+from bitagent_jax.agent.state import TrainState, apply_gradients, build_module
 from bitagent_jax.agent.world_model import WorldModel, feature
 from bitagent_jax.nn.layers import MLP
 
@@ -90,15 +90,7 @@ class Explorer(nnx.Module):
 def build(config: ConfigDict, actions: int) -> tuple[nnx.GraphDef, Callable[[jax.Array], dict]]:
     """Return the explorer's graph (``nnx.merge(graph, params)`` gives the modules) and ``init(key) -> params``."""
 
-    def create(key):
-        return Explorer(config, actions, rngs=nnx.Rngs(key))
-
-    graph, _ = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
-
-    def init(key):
-        return nnx.to_pure_dict(nnx.split(create(key))[1])
-
-    return graph, init
+    return build_module(lambda rngs: Explorer(config, actions, rngs=rngs))
 
 
 def model_losses(explorer: Explorer, observed: dict, batch: dict) -> dict[str, jax.Array]:
