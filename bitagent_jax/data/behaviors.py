@@ -1,4 +1,4 @@
-"""What fills a data set: actors of the zoo at several competences, with action noise, beside flailing at random."""
+"""What fills a data set: actors of the zoo at several competences, with noise, and flailing; each alone, and mixed."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,8 +17,15 @@ NOISE = {"expert": (0.0, 0.2), "middle": (0.2,), "early": (0.3,)}
 """Standard deviations of the action noise with which each stage of an actor is run in the mix ``zoo``."""
 
 
+MIXED = "mixed"
+MIXED_SHARE = 2
+"""In the mix ``zoo``, environments in which actors follow one another, for each one that has an actor of its own."""
+SHARES = {"": 1, "early": 1, "middle": 2, "expert": 3}
+"""How often each stage of each task's actor, and flailing, act in those."""
+
+
 class Behavior(NamedTuple):
-    """Who acts in one environment: an actor of the zoo with noise, or the random policy (``stage`` "")."""
+    """Who acts in one environment: an actor of the zoo with noise, the random policy (stage ""), or all ``mixed``."""
 
     task: str
     stage: str = ""
@@ -26,7 +33,8 @@ class Behavior(NamedTuple):
 
     def meta(self) -> dict[str, str | float]:
         """Return what an episode's record says of it."""
-        return {"policy": f"zoo {self.stage}" if self.stage else "random", "noise": self.noise}
+        noise = {} if self.stage == MIXED else {"noise": self.noise}
+        return {"policy": f"zoo {self.stage}" if self.stage else "random"} | noise
 
 
 def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
@@ -34,7 +42,8 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
 
     Args:
         kind: ``random``: the random policy in every task; ``zoo``: in every task with shipped actors also each stage
-            of them, the expert once without noise and once with it.
+            of them, the expert once without noise and once with it, and twice as many environments in which all of
+            these take turns.
         tasks: names of one body.
 
     Raises:
@@ -49,6 +58,7 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
         if not known:
             raise unknown("task of the zoo", ", ".join(tasks), actors)
         out += [Behavior(task, stage, noise) for task in known for stage in actors[task] for noise in NOISE[stage]]
+        out += [Behavior(known[i % len(known)], MIXED) for i in range(MIXED_SHARE * len(out))]
     return out
 
 
@@ -87,5 +97,13 @@ def spread(behaviors: Sequence[Behavior], count: int) -> list[Behavior]:
 
 def acting(behaviors: Sequence[Behavior]) -> Callable[[int, int], ZooPolicy]:
     """Load the actors of the behaviours for ``collect``: ``(round, seed) -> policy``, the i-th for environment i."""
-    actors = [zoo.load_actor(b.task, b.stage) if b.stage else None for b in behaviors]
-    return lambda _, seed: ZooPolicy(actors, noise=[b.noise for b in behaviors], seed=seed)
+    known = zoo.load_card()["actors"]
+    mixed = [b.stage == MIXED for b in behaviors]
+    actors = [zoo.load_actor(b.task, b.stage) if b.stage in zoo.STAGES else None for b in behaviors]
+    repertoire = []
+    for task in dict.fromkeys(b.task for b in behaviors if b.task in known):
+        repertoire += SHARES[""] * [None]
+        for stage in known[task]:
+            repertoire += SHARES[stage] * [zoo.load_actor(task, stage)]
+    noise = [b.noise for b in behaviors]
+    return lambda _, seed: ZooPolicy(actors, noise=noise, mixed=mixed, repertoire=repertoire, seed=seed)

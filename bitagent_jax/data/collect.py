@@ -36,30 +36,85 @@ class RandomPolicy:
 
 
 class ZooPolicy:
-    """Actors of the zoo with Gaussian action noise, one for each environment of a pool made with ``state=True``."""
+    """Actors of the zoo with Gaussian action noise, one for each environment of a pool made with ``state=True``.
 
-    def __init__(self, actors: Sequence[Actor | None], *, noise: float | Sequence[float] = 0.0, seed: int = 0):
-        """Hold an actor for each environment (None acts at random) and its noise, as a part of the actions' reach."""
-        self._noise = np.broadcast_to(np.asarray(noise, np.float32), len(actors))[:, None]
+    In environments that are ``mixed`` the actor is drawn anew at the start of an episode and then every ``TURN`` steps
+    on average, so that each competence meets the states that the others leave behind: experts rise from where flailing
+    fell.  With it one of two disturbances is drawn, so that the same state is followed by many actions: noise as
+    above, or a share of the joints that hold random actions, often extreme ones, for some steps; under those bodies
+    move further than under noise, which averages out.
+    """
+
+    TURN = 50
+    NOISE = 0.0, 0.2, 0.4, 0.8
+    HELD = 1, 2, 4, 8
+    SHARE = 0.25, 0.5, 1.0
+
+    def __init__(
+        self,
+        actors: Sequence[Actor | None],
+        *,
+        noise: float | Sequence[float] = 0.0,
+        mixed: bool | Sequence[bool] = False,
+        repertoire: Sequence[Actor | None] = (None,),
+        seed: int = 0,
+    ):
+        """Set who acts.
+
+        Args:
+            actors: of each environment; None acts at random.
+            noise: of each, standard deviation as a part of the actions' reach.
+            mixed: which environments draw from the repertoire instead.
+            repertoire: what they draw from, in equal shares.
+            seed: of noise and draws.
+        """
+        count = len(actors)
+        self._actors = list(actors)
+        self._noise = np.array(np.broadcast_to(np.asarray(noise, np.float32), count))
+        self._mixed = np.broadcast_to(mixed, count)
+        self._held, self._share = np.ones(count), np.zeros(count)  # mean steps, and share of joints, of held actions
+        self._kept: np.ndarray | None = None  # the held actions, NaN in joints that are free
+        self._repertoire = list(repertoire)
+        self._sees_state = any(self._actors) or (self._mixed.any() and any(self._repertoire))
         self._rng = np.random.default_rng(seed)
-        # Environments of the same actor share one forward pass.
-        self._slots = {one: [i for i, other in enumerate(actors) if other is one] for one in actors}
 
     def __call__(self, timestep: Timestep) -> np.ndarray:
         """Return float32 [N, A] in [-1, 1]; ValueError for other than one row an actor, or rows without states."""
-        blind = any(self._slots) and not timestep.state.size
+        blind = self._sees_state and not timestep.state.size
         if blind or len(timestep.state) != len(self._noise):
             raise ValueError(
                 f"{len(self._noise)} actors need the states of as many environments (a pool made with state=True), "
                 f"got states of shape {timestep.state.shape}"
             )
-        actions = self._noise * self._rng.standard_normal(timestep.action.shape, np.float32)
-        for actor, slots in self._slots.items():
+        if self._mixed.any():
+            self._turn(timestep.is_first, timestep.action.shape)
+        actions = self._noise[:, None] * self._rng.standard_normal(timestep.action.shape, np.float32)
+        # Environments of the same actor share one forward pass.
+        for actor in dict.fromkeys(self._actors):
+            slots = [slot for slot, other in enumerate(self._actors) if other is actor]
             if actor is None:
                 actions[slots] = self._rng.uniform(-1, 1, actions[slots].shape)
             else:
                 actions[slots] += actor(timestep.state[slots])
+        if self._kept is not None:
+            actions = np.where(np.isnan(self._kept), actions, self._kept)
         return np.clip(actions, -1, 1)
+
+    def _turn(self, is_first: np.ndarray, shape: tuple[int, ...]) -> None:
+        """In mixed environments, now and then draw actors and disturbances, and the actions that joints hold."""
+        rng, count = self._rng, len(is_first)
+        due = self._mixed & (is_first | (rng.random(count) < 1 / self.TURN))
+        for slot in np.flatnonzero(due):
+            self._actors[slot] = self._repertoire[rng.integers(len(self._repertoire))]
+            holds = rng.random() < 0.5
+            self._noise[slot] = 0.0 if holds else rng.choice(self.NOISE)
+            self._held[slot], self._share[slot] = rng.choice(self.HELD), holds * rng.choice(self.SHARE)
+        if self._kept is None:
+            self._kept = np.full(shape, np.nan, np.float32)
+        new = due | (self._mixed & (rng.random(count) < 1 / self._held))
+        drawn = np.clip(2 * rng.uniform(-1, 1, shape), -1, 1)
+        drawn[rng.random(shape) >= self._share[:, None]] = np.nan
+        self._kept = np.where(new[:, None], drawn, self._kept).astype(np.float32)
 
 
 def collect(

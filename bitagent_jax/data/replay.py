@@ -93,7 +93,10 @@ class Replay:
         self._held = (*episodes, _Episode(episode, embedding))[gone:], rows[gone:]
 
     def sample(self, batch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draw sequences uniformly from all (episode, start) pairs; none crosses an episode's end.
+        """Draw sequences that end in uniformly drawn rows; none crosses an episode's end.
+
+        What would begin before an episode does begins with it, so that its first rows, where bodies fall and rise,
+        are seen as often as others; of episodes shorter than ``length`` nothing is drawn.
 
         Args:
             batch: number of sequences B.
@@ -109,7 +112,7 @@ class Replay:
             ValueError: no episode is long enough; CorruptFile, if a file was damaged since it was opened.
         """
         (episodes, rows), texts = self._held, self._texts
-        ends = np.cumsum(np.maximum(0, rows - length + 1))
+        ends = np.cumsum(np.where(rows >= length, rows, 0))
         if batch < 1 or length < 1:
             raise ValueError(f"batch and length must be at least 1, got {batch} and {length}")
         if not len(ends) or not ends[-1]:
@@ -120,7 +123,8 @@ class Replay:
             )
         draws = rng.integers(ends[-1], size=batch)
         picks = np.searchsorted(ends, draws, side="right")
-        starts = draws - np.concatenate([[0], ends])[picks]
+        within = draws - np.concatenate([[0], ends])[picks]
+        starts = np.clip(within - (length - 1), 0, rows[picks] - length)
         chosen = [episodes[pick] for pick in picks]
         return self._gather(chosen, starts, length) | self._text_of(chosen, texts)
 

@@ -20,9 +20,11 @@ def test_the_random_mix_flails_in_every_task():
 def test_the_zoo_mix_adds_every_stage_with_noise_and_the_expert_also_without():
     mix = behaviors.mixture("zoo", ["walker_walk", "walker_lunge_pose"])
     assert mix[:2] == [Behavior("walker_walk"), Behavior("walker_lunge_pose")]
-    assert {b.task for b in mix[2:]} == {"walker_walk"} and {b.stage for b in mix[2:]} == set(zoo.STAGES)
+    assert {b.task for b in mix[2:]} == {"walker_walk"}
+    assert {b.stage for b in mix[2:6]} == set(zoo.STAGES)
+    assert mix[6:] == 12 * [Behavior("walker_walk", "mixed")] and mix[6].meta() == {"policy": "zoo mixed"}
     assert sorted(b.noise for b in mix if b.stage == "expert") == [0.0, 0.2]
-    assert behaviors.need_states(mix) and mix[-1].meta()["policy"].startswith("zoo ")
+    assert behaviors.need_states(mix) and mix[5].meta() == {"policy": "zoo expert", "noise": 0.2}
 
 
 def test_unknown_mixes_and_bodies_without_actors_are_named():
@@ -56,3 +58,28 @@ def test_a_collection_tells_experts_from_flailing(tmp_path):
     (flailing, one), (expert, two) = (read_episode(path) for path in paths)
     assert (one["policy"], two["policy"], two["noise"]) == ("random", "zoo expert", 0.1)
     assert np.sum(expert["reward"]) > 2 * np.sum(flailing["reward"])
+
+
+def test_mixed_environments_change_hands_and_the_others_do_not(tmp_path):
+    """Told by the actions: flailing is uniform, and no two actors of the repertoire do the same in a state."""
+    chosen = [Behavior("walker_stand", "expert"), Behavior("walker_stand", "mixed"), Behavior("walker_walk", "mixed")]
+    with EnvPool([b.task for b in chosen], size=8, look="fast", state=True) as pool:
+        def record(index, seed):
+            policy = behaviors.acting(chosen)(index, seed)
+
+            def act(rows):
+                before = list(policy._actors)
+                actions = policy(rows)
+                held.append([a is b for a, b in zip(before, policy._actors, strict=True)])
+                actors.append(list(policy._actors))
+                return actions
+
+            return act
+
+        held, actors = [], []
+        collect(pool, record, episodes=3, folder=tmp_path, seed=0, metas=[b.meta() for b in chosen])
+    who = np.array([[-1 if a is None else id(a) for a in row] for row in actors])
+    assert len(set(who[:, 0])) == 1 and len(set(who[:, 1])) > 3 and len(set(who[:, 2])) > 3
+    assert 5 < np.sum(~np.array(held)[:, 1:]) < 60  # of 1,000 steps, one in 50, some of them to the same actor
+    expert = np.sum(read_episode(next(tmp_path.glob("000000*")))[0]["reward"])
+    assert expert > 1.3 * np.sum(read_episode(next(tmp_path.glob("000001*")))[0]["reward"])

@@ -32,14 +32,14 @@ def test_sequences_are_consecutive_rows_of_one_episode(make_episode):
     np.testing.assert_allclose(batch["action"][..., 1], np.tanh(2 * row + 1, dtype=np.float32), rtol=1e-6)
 
 
-def test_starts_are_uniform_over_all_that_fit(make_episode):
-    """Rows 3, 4 and 6 with length 3 hold 1 + 2 + 4 = 7 starts, each drawn with probability 1/7."""
+def test_last_rows_are_uniform_and_the_first_rows_of_episodes_are_not_rare(make_episode):
+    """Rows 3, 4 and 6 with length 3 hold 13 last rows; the first three of an episode all end its first sequence."""
     replay = Replay(100)
     for number, rows in enumerate((3, 4, 2, 6)):
         replay.add(make_episode(rows, number))
-    starts, counts = np.unique(replay.sample(2800, 3, rng())["reward"][:, 0], return_counts=True)
+    starts, counts = np.unique(replay.sample(2600, 3, rng())["reward"][:, 0], return_counts=True)
     assert starts.tolist() == [0, 1000, 1001, 3000, 3001, 3002, 3003]
-    assert np.abs(counts - 400).max() < 5 * np.sqrt(2800 * 6 / 49)
+    assert np.abs(counts - 200 * np.array([3, 3, 1, 3, 1, 1, 1])).max() < 5 * np.sqrt(2600 * 3 * 10 / 169)
 
 
 def test_a_whole_episode_can_be_drawn_and_more_cannot(make_episode):
