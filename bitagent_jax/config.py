@@ -91,6 +91,7 @@ def defaults() -> ConfigDict:
                 "layers": 4,  # [D]
                 "width": 1024,  # [D]
                 "layer_scale": 0.01,  # [D]
+                "skip": False,  # [D] show actor and critic the state beside the fused feature
                 "semantic_dropout": 0.5,  # [D] rate of hiding e_v, so that f_dec must predict it
             },
             "task_imagination": {
@@ -115,6 +116,8 @@ def defaults() -> ConfigDict:
                 "return_decay": 0.99,
                 "bins": 255,
                 "slow_rate": 0.02,
+                "regression": 0.0,  # [D] weight of advantage-weighted regression toward the data's actions
+                "regression_temperature": 0.3,  # [D] in standard deviations of the advantage
             },
             "explore": {  # Plan2Explore, which `bitagent collect --mix plan2explore` runs; a training run ignores it
                 "heads": 5,
@@ -160,21 +163,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         "data.episodes": 45,
         "data.capacity": 200_000,
-        "mllm.aligner_units": 128,
-        "mllm.adapter_units": 64,
-        "world_model.deter": 192,
-        "world_model.hidden": 160,
+        "mllm.aligner_units": 48,
+        "mllm.adapter_units": 32,
+        "world_model.deter": 120,
+        "world_model.hidden": 128,
         "world_model.stoch": 24,
         "world_model.classes": 12,
         "world_model.logit_scale": 5.0,
         "world_model.vision": "patch",
-        "world_model.depth": 32,
-        "fusion.layers": 2,
-        "fusion.width": 128,
+        "world_model.depth": 24,
+        "fusion.layers": 1,
+        "fusion.width": 64,
         "fusion.layer_scale": 0.1,
+        "fusion.skip": True,
         "behavior.layers": 2,
-        "behavior.units": 128,
+        "behavior.units": 112,
         "behavior.init_std": 0.4,
+        "behavior.discount": 0.97,
+        "behavior.bins": 63,
+        "behavior.regression": 1.0,
         "explore.layers": 2,
         "explore.units": 128,
         "explore.updates": 40,

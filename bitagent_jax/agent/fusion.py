@@ -31,12 +31,14 @@ class Fusion(nnx.Module):
     """``f_TAMF(e_v, s, tau)``: the feature that actor, critic and semantic decoder read.
 
     ``kind`` selects the paper's module (``tamf``), one linear layer of ``[e_v; s; tau]`` (``concat``) or of
-    ``[s; tau]`` (``none``, a policy on the world model's state alone).
+    ``[s; tau]`` (``none``, a policy on the world model's state alone).  With ``skip`` the state itself follows the
+    fused part: a narrow ``z`` that only the semantics train forgets what the state says of the body's motion.
     """
 
     def __init__(self, config, embed: int, features: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.kind, self.layers, self.width, self.embed = config.kind, config.layers, config.width, embed
-        width = config.width
+        self.skip, width = config.skip, config.width
+        self.outputs = width + (features if self.skip else 0)
         inputs = features + (embed if self.kind != "none" else 0) + (embed if self.kind != "tamf" else 0)
         self.fuse = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
         self.missing = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (embed,)))
@@ -64,16 +66,18 @@ class Fusion(nnx.Module):
             task: unit ``tau [..., D]``.
 
         Returns:
-            ``z [..., W]``, layer-normalised.
+            ``z [..., W]``, layer-normalised; with ``skip`` ``[z; s] [..., W + F]``.
         """
         shape = (*state.shape[:-1], self.embed)
         missing = jnp.broadcast_to(self.missing[...], shape)
         scaled = missing if has is None else jnp.where(has[..., None], embedding * self.embed**0.5, missing)
         task = jnp.broadcast_to(task, shape)
         if self.kind == "tamf":
-            return self.norm(self._layers(self.fuse(jnp.concatenate([scaled, state], -1)), self.gates(task)))
-        parts = [scaled] if self.kind == "concat" else []
-        return self.norm(self.fuse(jnp.concatenate([*parts, state, task * self.embed**0.5], -1)))
+            fused = self.norm(self._layers(self.fuse(jnp.concatenate([scaled, state], -1)), self.gates(task)))
+        else:
+            parts = [scaled] if self.kind == "concat" else []
+            fused = self.norm(self.fuse(jnp.concatenate([*parts, state, task * self.embed**0.5], -1)))
+        return jnp.concatenate([fused, state.astype(fused.dtype)], -1) if self.skip else fused
 
     def _layers(self, z, gates):
         for i in range(self.layers):

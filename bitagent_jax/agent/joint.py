@@ -51,6 +51,7 @@ def loss_table(config: ConfigDict, stage: int) -> dict[str, Row]:
             "jbo": Row(joint.jbo, ("fusion", *adapter)),
             "actor": Row(1.0, ("actor",)),
             "critic": Row(1.0, ("critic",)),
+            "regression": Row(config.behavior.regression, ("actor",)),
         }
     return {name: row for name, row in rows.items() if row.scale and row.modules}
 
@@ -148,7 +149,7 @@ def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, k
         {"state": {k: jax.lax.stop_gradient(observed[k]) for k in ("deter", "stoch")},
          "embedding": batch["embedding"], "has": batch["has_embedding"]},
     )  # fmt: skip
-    ids = jnp.repeat(ids, starts["has"].shape[1])
+    task_ids, ids = ids, jnp.repeat(ids, starts["has"].shape[1])
     starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts)
     path = behavior.rollout(
         agent, starts["state"], agent.adapt(starts["embedding"]), starts["has"], prompts[ids],
@@ -171,10 +172,38 @@ def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, k
         "actor/std": jnp.mean(path["std"]),
         "actor/return_scale": scale,
     }
+    if settings.regression:
+        losses["regression"], metrics["data/reward"] = regression(
+            agent, slow, observed, batch, prompts, task_ids, config
+        )
     for k in range(prompts.shape[0]):
         mine = (ids == k)[:, None]
         metrics[f"imagined/reward_{k}"] = jnp.sum(jnp.where(mine, reward, 0)) / jnp.maximum(jnp.sum(mine) * horizon, 1)
     return losses, metrics, norms
+
+
+def regression(agent, slow, observed, batch, prompts, ids, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
+    """Pull the policy toward the actions of the data that the text finds good there; loss ``[B, T-1]``, mean reward.
+
+    The same reward and critic as in imagination judge the filtered states of each sequence under its task.
+    """
+    stop = jax.lax.stop_gradient
+    state = {k: stop(observed[k]) for k in ("deter", "stoch")}
+    task = prompts[ids][:, None]
+    if config.imagination.semantics == "decode":
+        embedding, has = agent.read_semantics(state, task), jnp.ones_like(batch["has_embedding"])
+    else:
+        embedding, has = agent.adapt(batch["embedding"]), batch["has_embedding"]
+    fused = stop(agent.fusion(embedding, has, feature(state), task).astype(jnp.float32))
+    path = {"stoch": state["stoch"], "prior": stop(observed["post"]), "action": batch["action"]}
+    reward, _ = task_reward(agent, slow, path, prompts, ids, config)
+    value, settings = slow.critic(fused), config.behavior
+    returns = behavior.lambda_returns(reward[:, 1:], value[:, 1:], settings.discount, settings.trace)
+    mean, _ = agent.actor(fused[:, :-1])
+    loss = behavior.regression_loss(
+        mean, batch["action"][:, 1:], returns - value[:, :-1], settings.regression_temperature
+    )
+    return loss, jnp.mean(reward)
 
 
 def task_reward(agent, slow, path: dict, prompts, ids, config: ConfigDict) -> tuple[jax.Array, jax.Array]:

@@ -29,8 +29,8 @@ class BiTAgent(nnx.Module):
         self.aligner = Residual(embed, config.mllm.aligner_units, 2, **kw)
         adapted = config.mllm.adapter == "residual"
         self.adapter = Residual(embed, config.mllm.adapter_units, 1, **kw) if adapted else None
-        self.actor = Actor(width, actions, config.behavior, **kw)
-        self.critic = Critic(width, config.behavior, **kw)
+        self.actor = Actor(self.fusion.outputs, actions, config.behavior, **kw)
+        self.critic = Critic(self.fusion.outputs, config.behavior, **kw)
 
     def adapt(self, embedding: jax.Array) -> jax.Array:
         """Pass frozen video embeddings ``[..., D]`` through the adapter, if there is one."""

@@ -29,14 +29,15 @@ class Residual(nnx.Module):
 
 
 class SemanticDecoder(nnx.Module):
-    """``f_dec``: from the fused feature back to a unit embedding."""
+    """``f_dec``: from the fused part of the feature back to a unit embedding."""
 
     def __init__(self, width: int, embed: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.width = width
         self.mlp = MLP(width, width, 1, embed, dtype=dtype, rngs=rngs)
 
     def __call__(self, fused: jax.Array) -> jax.Array:
-        """Map ``[..., W]`` to unit embeddings ``[..., D]``."""
-        return unit(self.mlp(fused).astype(jnp.float32))
+        """Map the first W entries of ``[..., W or more]`` to unit embeddings ``[..., D]``."""
+        return unit(self.mlp(fused[..., : self.width]).astype(jnp.float32))
 
 
 def add_noise(key: jax.Array, embedding: jax.Array, noise: float) -> jax.Array:

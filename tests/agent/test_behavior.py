@@ -72,3 +72,16 @@ def test_critic_learns_a_value():
         bias -= 2 * gradient(bias)
     critic.mlp.out.bias[...] = bias
     assert float(critic(x)[0]) == pytest.approx(50, rel=0.1)
+
+
+def test_regression_prefers_actions_of_high_advantage_and_caps_their_weight():
+    mean, action = jnp.zeros((1, 4, 2)), jnp.full((1, 4, 2), 2.0)
+    advantage = jnp.array([[-1.0, 0.0, 0.0, 1.0]])
+    got = behavior.regression_loss(mean, action, advantage, 1.0)
+    want = np.exp(np.minimum(np.array([-1, 0, 0, 1]) / np.sqrt(0.5), 3))
+    np.testing.assert_allclose(got[0], want / want.mean() * 8, rtol=1e-5)
+    assert float(got.mean()) == pytest.approx(8)  # whatever the advantages
+    sharp = behavior.regression_loss(mean, action, advantage, 0.1)
+    np.testing.assert_allclose(sharp[0, 3] / sharp[0, 1], np.exp(3.0), rtol=1e-4)
+    gradient = jax.grad(lambda a: behavior.regression_loss(mean, action, a, 1.0).sum())(advantage)
+    assert not np.any(gradient)

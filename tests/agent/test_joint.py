@@ -186,6 +186,16 @@ def test_a_frozen_world_model_stays_bit_for_bit(tiny, shaken, compiled, batch):
         assert not same(after.params[module], shaken.params[module]), module
 
 
+def test_regression_moves_the_actor_alone_toward_the_data(tiny, shaken, compiled, batch):
+    (plain, _), (pulled, metrics) = (
+        compiled(tiny("frozen_world_model", behavior__regression=scale), 2)[1](shaken, batch) for scale in (0.0, 1.0)
+    )
+    assert same({n: v for n, v in plain.params.items() if n != "actor"},
+                {n: v for n, v in pulled.params.items() if n != "actor"})  # fmt: skip
+    assert not same(plain.params["actor"], pulled.params["actor"])
+    assert np.isfinite(metrics["loss/regression"]) and -1 <= metrics["data/reward"] <= 1
+
+
 def test_rows_without_an_embedding_change_nothing(tiny, shaken, compiled, batch):
     """Whatever stands in a row without an embedding is never read."""
     _, step = compiled(tiny(), 2)
