@@ -4,7 +4,7 @@ The quantities are those with which FOUNDER compares reward functions; they need
 which it puts trajectories.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -137,16 +137,13 @@ def policies(found: Judged, judge: str, tasks: Sequence[str]) -> list[dict[str, 
     for task, policy in sorted(set(zip(found.task.tolist(), found.policy.tolist(), strict=True))):
         mine = (found.task == task) & (found.policy == policy)
         line = {"episodes of": task, "policy": policy, "windows": int(mine.sum()), "true": _round(found.true[mine])}
-        given: Mapping[str, object] = {
-            f"for {name}": _round(found.scores[judge][mine, number]) for number, name in enumerate(tasks)
-        }
-        lines.append(line | given)
+        lines.append(line | {f"for {name}": _round(found.scores[judge][mine, k]) for k, name in enumerate(tasks)})
     return lines
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    """Round to two digits; None, a dash, if any value is missing."""
-    return None if np.isnan(values).any() else round(float(np.mean(values)), 2)
+def _mean(values: Sequence[float]) -> str:
+    """Write two digits, or a dash if any value is missing."""
+    return "-" if np.isnan(values).any() else f"{np.mean(values):.2f}"
 
 
 def _round(values: np.ndarray) -> float:

@@ -123,13 +123,16 @@ def judge_windows(
         rows = starts[:, None] + np.arange(-context, steps)
         scores = {RAW: cached["embedding"][rows[:, context:]].mean(1) @ texts.T}
         if judge:
-            scores |= jax.tree.map(np.asarray, judge(arrays["image"][rows], arrays["action"][rows]))
+            given = judge(arrays["image"][rows], arrays["action"][rows])
+            scores |= {kind: np.asarray(given[kind]) for kind in SIMILARITIES}
         names = (np.repeat(str(episode.meta.get(name, "unknown")), len(starts)) for name in ("task", "policy"))
         true = arrays["reward"][rows[:, context:]].mean(1)
         judged.append(Judged(*names, np.full(len(starts), number), true, scores))
     if not judged:
         raise ValueError(f"no episode has {context + steps} rows: all are too short for one window")
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *judged)
+    *columns, scores = zip(*judged, strict=True)
+    together = {kind: np.concatenate([one[kind] for one in scores]) for kind in scores[0]}
+    return Judged(*map(np.concatenate, columns), together)
 
 
 def make_judge(agent: Agent, prompts: np.ndarray, context: int):
@@ -201,6 +204,7 @@ def _panels(found: Judged, rows: list[agreement.Row], tasks: list[str]) -> list[
         for kind, values in found.scores.items():
             window, episode = (cells[task, kind, unit].correlation for unit in agreement.UNITS)
             note = f"rank correlation {window:.2f}, of episodes {episode:.2f}"
-            line.append(Panel(task, kind, note, values[own, number], found.true[own], found.policy[own]))
+            dots = values[own, number], found.true[own], found.policy[own]
+            line.append(Panel(f"true reward of {task}", kind, note, *dots))
         lines.append(line)
     return lines

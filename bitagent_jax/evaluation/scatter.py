@@ -13,6 +13,7 @@ COLORS = ((0, 90, 180), (230, 120, 0), (0, 150, 110), (200, 60, 60), (140, 90, 1
 GRID, ALPHA = (225, 225, 225), 110
 WIDTH, HEIGHT = 320, 260  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 44, 40  # of its plot
+LINE = 18  # of the legend
 DOT, FINE = 2.2, 2  # radius; pixels drawn for each that is kept, which smooths edges
 
 
@@ -49,19 +50,22 @@ def scatter(path: str | Path, lines: Sequence[Sequence[Panel]]) -> Path:
         raise ValueError("a scatter plot needs panels, and each of them a dot")
     names = sorted({name for panel in panels for name in panel.group.tolist()})
     colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(names)}
-    band = 30
-    columns = max(len(line) for line in lines)
-    sheet = Image.new("RGB", (FINE * columns * WIDTH, FINE * (len(lines) * HEIGHT + band)), PAPER)
+    width = max(len(line) for line in lines) * WIDTH
+    places = _legend(names, width)
+    band = places[-1][1] + LINE
+    sheet = Image.new("RGB", (FINE * width, FINE * (len(lines) * HEIGHT + band)), PAPER)
     draw = ImageDraw.Draw(sheet, "RGBA")
-    _legend(draw, colors, band)
+    for (name, color), (x, y) in zip(colors.items(), places, strict=True):
+        _dot(draw, FINE * x, FINE * y, FINE * 4, (*color, 255))
+        draw.text((FINE * (x + 9), FINE * y), name, INK, label_font(FINE * 12), anchor="lm")
     for row, line in enumerate(lines):
         for column, panel in enumerate(line):
             _panel(draw, panel, colors, column * WIDTH, row * HEIGHT + band)
     return save_png(sheet.resize((sheet.width // FINE, sheet.height // FINE), Image.Resampling.LANCZOS), Path(path))
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Return about ``count`` round numbers in [low, high], steps of 1, 2 or 5 times a power of ten."""
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return at most ``count + 1`` round numbers in [low, high], in steps of 1, 2 or 5 times a power of ten."""
     raw = max(high - low, 1e-9) / count
     power = 10.0 ** np.floor(np.log10(raw))
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
@@ -69,12 +73,16 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [index * step for index in range(first, int(np.floor(high / step + 1e-6)) + 1)]
 
 
-def _legend(draw: ImageDraw.ImageDraw, colors: dict[str, tuple], band: int) -> None:
-    font, x, y = label_font(12 * FINE), LEFT * FINE, band * FINE / 2
-    for name, color in colors.items():
-        _dot(draw, x, y, 4 * FINE, (*color, 255))
-        draw.text((x + 9 * FINE, y), name, INK, font, anchor="lm")
-        x += font.getlength(name) + 28 * FINE
+def _legend(names: Sequence[str], width: int) -> list[tuple[int, int]]:
+    """Place the names in lines no wider than the sheet; returns each one's dot."""
+    places, x, y = [], LEFT, LINE
+    for name in names:
+        needed = round(label_font(12).getlength(name)) + 30
+        if x > LEFT and x + needed > width:
+            x, y = LEFT, y + LINE
+        places.append((x, y))
+        x += needed
+    return places
 
 
 def _panel(draw: ImageDraw.ImageDraw, panel: Panel, colors: dict[str, tuple], left: int, top: int) -> None:
