@@ -121,18 +121,27 @@ def judge_windows(
         arrays, cached = episode.read(), open_embedding(episode, encoder.fingerprint).read()
         starts = np.unique(np.linspace(context, last, windows).astype(int))
         rows = starts[:, None] + np.arange(-context, steps)
-        scores = {RAW: cached["embedding"][rows[:, context:]].mean(1) @ texts.T}
+        rows = rows[cached["has_embedding"][rows[:, context:]].any(1)]
+        if not len(rows):
+            continue
+        scores = {RAW: _mean_embedding(cached, rows[:, context:]) @ texts.T}
         if judge:
             given = judge(arrays["image"][rows], arrays["action"][rows])
             scores |= {kind: np.asarray(given[kind]) for kind in SIMILARITIES}
-        names = (np.repeat(str(episode.meta.get(name, "unknown")), len(starts)) for name in ("task", "policy"))
+        names = (np.repeat(str(episode.meta.get(name, "unknown")), len(rows)) for name in ("task", "policy"))
         true = arrays["reward"][rows[:, context:]].mean(1)
-        judged.append(Judged(*names, np.full(len(starts), number), true, scores))
+        judged.append(Judged(*names, np.full(len(rows), number), true, scores))
     if not judged:
         raise ValueError(f"no episode has {context + steps} rows: all are too short for one window")
     *columns, scores = zip(*judged, strict=True)
     together = {kind: np.concatenate([one[kind] for one in scores]) for kind in scores[0]}
     return Judged(*map(np.concatenate, columns), together)
+
+
+def _mean_embedding(cached: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Average what embeddings windows ``rows [W, H]`` hold: ``[W, D]``."""
+    has = cached["has_embedding"][rows][..., None]
+    return np.where(has, cached["embedding"][rows], 0).sum(1) / has.sum(1)
 
 
 def make_judge(agent: Agent, prompts: np.ndarray, context: int):
