@@ -197,6 +197,18 @@ def _imagine(args, rest) -> None:
         print("\n".join(f"{kind}: {path}" for kind, path in paths.items()))
 
 
+def _diagnose(args, rest) -> None:
+    from bitagent_jax.evaluation.diagnose import diagnose
+
+    _no_more(rest)
+    done = diagnose(
+        args.source, data=args.data, encoder=args.encoder, weights=args.weights,
+        windows=args.windows, step=args.step, out=args.out,
+    )  # fmt: skip
+    print(done.text)
+    print("\n".join(str(path) for path in done.paths))
+
+
 def _quickstart(args, rest) -> None:
     from bitagent_jax.evaluation.quickstart import quickstart
 
@@ -234,6 +246,7 @@ VERBS = {
     "convert": (_convert, "make a safetensors file of pickled torch weights, for the encoders"),
     "evaluate": (_evaluate, "score a run in the simulator"),
     "imagine": (_imagine, "film what a run makes of a sentence"),
+    "diagnose": (_diagnose, "hold the rewards of sentences against the true ones, on recorded episodes"),
     "bench": (_bench, "measure speed on this machine: " + ", ".join(BENCHES)),
 }
 
@@ -276,12 +289,19 @@ def _parser() -> argparse.ArgumentParser:
     add["evaluate"].add_argument("--episodes", type=int)
     add["evaluate"].add_argument("--prompt", help="one sentence for every task, instead of the tasks' own")
     add["evaluate"].add_argument("--random", action="store_true", help="also run the random policy")
+    add["diagnose"].add_argument("source", help="run folder, or a folder of episodes")
+    add["diagnose"].add_argument("--data", help="episodes for a run; its own by default")
+    add["diagnose"].add_argument("--encoder", default="", help="for a folder of episodes; embedded by default")
+    add["diagnose"].add_argument("--weights", default="", help="of other encoders: a folder, or owner/name on the Hub")
+    add["diagnose"].add_argument("--windows", type=int, default=8, help="judged of each episode")
+    add["diagnose"].add_argument("--out", help="folder for diagnose.json and diagnose.png; SOURCE by default")
     add["bench"].add_argument("name", help=", ".join(BENCHES))
     add["bench"].add_argument("--task", default="walker_walk")
     add["bench"].add_argument("--num-envs", type=int, default=4)
     add["bench"].add_argument("--repeats", type=int, default=5, help="rounds, of which medians are taken")
     add["bench"].add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
-    for name in ("evaluate", "imagine", "collect"):
+    for name in ("evaluate", "imagine", "collect", "diagnose"):
         add[name].add_argument("--step", type=int, help="checkpoint; the newest by default")
+    for name in ("evaluate", "imagine", "collect"):
         add[name].add_argument("--seed", type=int, default=0)
     return parser

@@ -27,7 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "world_model.decoder": ("stoch", "feat"),
     "fusion.kind": ("tamf", "concat", "none"),
     "mllm.encoder": tuple(ENCODERS),
-    "mllm.adapter": ("residual", "none"),
+    "mllm.adapter": ("residual", "lowrank", "none"),
     "reward.similarity": ("max_cosine", "cosine", "neg_kl"),
     "imagination.semantics": ("decode", "hold"),
     "compute.dtype": ("float32", "bfloat16"),
@@ -68,6 +68,7 @@ def defaults() -> ConfigDict:
                 "weights": "",  # of any other encoder: a local folder, or owner/name on the Hugging Face Hub
                 "adapter": "residual",  # [D] what the backward path trains on the MLLM side
                 "adapter_units": 128,
+                "adapter_rank": 16,  # of lowrank
                 "aligner_units": 512,
                 "aligner_noise": 0.5,  # [G] aligner(norm((1-n) e + n noise)) -> e
             },
@@ -131,6 +132,9 @@ def defaults() -> ConfigDict:
                 "jbo": 1.0,
                 "dynamics_kl": 0.1,  # [D] Eq. 9
                 "anchor": 5.0,  # [D] keeps the adapted embedding near the frozen one
+                "relation": 0.0,  # [D] keeps the similarities among adapted clips and sentences near the frozen ones
+                "jbo_reaches_adapter": True,  # False: the backward path ends at the fusion, a control
+                "warmup": 0,  # [D] stage-2 updates over which jbo rises from 0 to its scale
                 "target_ema": 0.02,  # [D] rate of the slow task imagination that draws the reference
                 "world_model_in_stage2": True,  # [D]
             },
@@ -157,6 +161,12 @@ def defaults() -> ConfigDict:
         },
     ).lock()
 
+
+LATER = (
+    "explore.", "mllm.adapter_rank", "fusion.skip", "behavior.regression", "joint.relation", "joint.warmup",
+    "joint.jbo_reaches_adapter",
+)  # fmt: skip
+"""How fields begin that runs of earlier versions lack; their defaults are what those versions did."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -246,7 +256,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no_tamf": {"fusion.kind": "concat"},
     "no_mllm_loss": {"joint.mllm": 0.0, "imagination.semantics": "hold"},  # f_dec stays untrained
     "no_jbo": {"joint.jbo": 0.0},
+    "stop_jbo": {"joint.jbo_reaches_adapter": False},
     "no_adapter": {"mllm.adapter": "none"},
+    "lowrank": {"mllm.adapter": "lowrank"},
     "cosine": {"reward.similarity": "cosine"},
     "neg_kl": {"reward.similarity": "neg_kl"},
     "hold": {"imagination.semantics": "hold"},
@@ -335,7 +347,7 @@ def _check_lengths(config: ConfigDict) -> None:
     positive = ("train.batch", "train.length", "train.log_every", "env.num_envs", "explore.updates")
     if config.explore.heads < 2:
         raise ValueError(f"config.explore.heads={config.explore.heads} cannot disagree: at least 2 are needed")
-    for field in (*positive, "imagination.horizon", "imagination.stride"):
+    for field in (*positive, "imagination.horizon", "imagination.stride", "mllm.adapter_rank"):
         if flatten(config)[field] < 1:
             raise ValueError(f"config.{field}={flatten(config)[field]} must be at least 1")
 
@@ -359,7 +371,7 @@ def save(config: ConfigDict, path: Path) -> None:
 def read(path: Path) -> ConfigDict:
     """Read a config written by :func:`save`, and register its body if it is one of the user's own.
 
-    What runs of earlier versions do not hold and do not use, ``explore``, gets its defaults.
+    What runs of earlier versions do not hold, ``LATER``, gets its defaults.
 
     Raises:
         ValueError: if the file holds a field this version does not know, or lacks one.
@@ -373,7 +385,7 @@ def read(path: Path) -> ConfigDict:
     for key in stored:
         if key not in known:
             raise errors.unknown(f"config field in {path}", key, known)
-    if missing := sorted(name for name in known.keys() - stored.keys() if not name.startswith("explore.")):
+    if missing := sorted(name for name in known.keys() - stored.keys() if not name.startswith(LATER)):
         raise ValueError(f"{path} lacks the config fields {', '.join(missing)}")
     config.update_from_flattened_dict({key: _tuples(value) for key, value in stored.items()})
     if config.custom.factory:

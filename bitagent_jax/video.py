@@ -75,7 +75,7 @@ def tile(videos: Mapping[str, np.ndarray], height: int = 128) -> np.ndarray:
         check_frames(frames)
         scaled = np.stack([np.asarray(_scale(frame, height)) for frame in frames])
         held = np.concatenate([scaled, np.repeat(scaled[-1:], length - len(scaled), axis=0)])
-        font = _font(height // 9)
+        font = label_font(height // 9)
         band = _band(label, font, max(held.shape[2] + MARGIN, _text_width(label, font) + 2 * MARGIN))
         held = _pad_width(held, band.shape[1])
         columns.append(np.concatenate([np.broadcast_to(band, (length, *band.shape)), held], axis=1))
@@ -98,7 +98,7 @@ def contact_sheet(path: str | Path, rows: Mapping[str, np.ndarray], every: int =
     if not rows or every < 1:
         raise ValueError(f"a contact sheet needs at least one row and every >= 1, not {len(rows)} and {every}")
     cells = {label: _pick(frames, every, height) for label, frames in rows.items()}
-    font = _font(max(13, height // 6))
+    font = label_font(max(13, height // 6))
     line = _line_height(font)
     label_width = max(_text_width(label, font) for label in cells) + 2 * MARGIN
     cell_width = max(cell.width for row in cells.values() for cell in row)
@@ -117,7 +117,7 @@ def contact_sheet(path: str | Path, rows: Mapping[str, np.ndarray], every: int =
         draw.text((MARGIN, y + height / 2), label, INK, font, anchor="lm")
         for column, cell in enumerate(row):
             sheet.paste(cell, (label_width + column * (cell_width + MARGIN), y))
-    return _save_png(sheet, path)
+    return save_png(sheet, path)
 
 
 def _pick(frames: np.ndarray, every: int, height: int) -> list[Image.Image]:
@@ -142,7 +142,8 @@ def _pad_width(frames: np.ndarray, width: int) -> np.ndarray:
     return np.pad(frames, ((0, 0), (0, 0), sides, (0, 0)), constant_values=255)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def label_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of labels, at least 12 pixels high."""
     return ImageFont.load_default(size=max(12, size))
 
 
@@ -154,9 +155,10 @@ def _line_height(font: ImageFont.FreeTypeFont) -> int:
     return round(font.size * 1.6)
 
 
-def _save_png(image: Image.Image, path: Path) -> Path:
+def save_png(image: Image.Image, path: Path) -> Path:
+    """Write a PNG, which appears only when complete; its folder is created. ValueError for another ending."""
     if path.suffix != ".png":
-        raise ValueError(f"a contact sheet ends in .png, not {path.name!r}")
+        raise ValueError(f"a picture file ends in .png, not {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
     try:

@@ -70,6 +70,8 @@ def test_folders_that_are_no_runs_and_missing_checkpoints(capsys, command, train
     shutil.copy(trained[0] / "config.json", empty)
     assert f"no checkpoint in {empty / 'checkpoints'}" in fails(capsys, "evaluate", empty)
     assert "no episodes" in fails(capsys, "embed", tmp_path / "none")
+    assert "is not a run folder" in fails(capsys, "diagnose", tmp_path)
+    assert "it holds [40, 50, 60]" in fails(capsys, "diagnose", trained[0], "--step", "55")
 
 
 def test_empty_prompts_and_unknown_names(capsys, command, trained, tmp_path):
@@ -114,6 +116,14 @@ def test_imagine_films_every_sentence(trained, capsys):
         for ending in ("mp4", "png"):
             path = trained[0] / "videos" / f"{name}.{ending}"
             assert str(path) in out and path.stat().st_size > 1000
+
+
+def test_diagnose_holds_a_runs_rewards_against_the_true_ones(trained, tmp_path, capsys):
+    cli.main(["diagnose", str(trained[0]), "--windows", "2", "--step", "40", "--out", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "| walker_stand | neg_kl |" in out and "| walker_walk | random | 2 |" in out
+    assert json.loads((tmp_path / "diagnose.json").read_text())["facts"]["source"] == str(trained[0])
+    assert str(tmp_path / "diagnose.png") in out and not (trained[0] / "diagnose.png").exists()
 
 
 def test_collect_at_random_and_with_a_run_then_embed(trained, tmp_path, capsys):

@@ -93,6 +93,7 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"train.log_every": 0}, "config.train.log_every=0"),
         ({"behavior.init_std": 0.05}, "config.behavior.init_std=0.05 is not between config.behavior.min_std=0.1 and 1"),
         ({"explore.updates": 0}, "config.explore.updates=0"),
+        ({"mllm.adapter_rank": 0}, "config.mllm.adapter_rank=0 must be at least 1"),
         ({"explore.heads": 1}, "config.explore.heads=1 cannot disagree"),
     ],
 )
@@ -132,10 +133,13 @@ def test_stored_fields_that_are_unknown_or_missing_are_named(tmp_path):
         config_lib.read(path)
 
 
-def test_runs_from_before_there_were_explorers_can_be_read(tmp_path):
+def test_runs_from_before_a_field_was_there_can_be_read_and_do_what_they_did(tmp_path):
     config, path = make_config("walker", "debug"), tmp_path / "config.json"
     config_lib.save(config, path)
     stored = json.loads(path.read_text())
-    path.write_text(json.dumps({name: value for name, value in stored.items() if not name.startswith("explore.")}))
+    early = {name: value for name, value in stored.items() if not name.startswith(config_lib.LATER)}
+    assert len(early) < len(stored)
+    path.write_text(json.dumps(early))
     config.explore = config_lib.defaults().explore
-    assert config_lib.read(path) == config
+    back = config_lib.read(path)
+    assert back == config and (back.joint.relation, back.joint.warmup) == (0, 0)

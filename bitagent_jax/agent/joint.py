@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bitagent_jax.agent import behavior, rewards, task_imagination
 from bitagent_jax.agent.dynamics import flatten_latent
-from bitagent_jax.agent.semantics import add_noise
+from bitagent_jax.agent.semantics import add_noise, relation_loss
 from bitagent_jax.agent.state import TrainState, apply_gradients
 from bitagent_jax.agent.world_model import feature
 from bitagent_jax.nn.distributions import mode_onehot
@@ -43,17 +43,26 @@ def loss_table(config: ConfigDict, stage: int) -> dict[str, Row]:
             "semantic": Row(joint.mllm, ("fusion", "semantic", *adapter)),
             "text": Row(joint.mllm or 1.0, ("aligner", *(adapter if joint.mllm else ()))),
             "anchor": Row(joint.anchor, adapter),
+            "relation": Row(joint.relation, adapter),
             "task_kl": Row(config.task_imagination.kl_scale, ("task_imagination",)),
             "dynamics_kl": Row(joint.dynamics_kl, ("task_imagination",)),
         }
     if stage == 2:
         rows |= {
-            "jbo": Row(joint.jbo, ("fusion", *adapter)),
+            "jbo": Row(joint.jbo, ("fusion", *(adapter if joint.jbo_reaches_adapter else ()))),
             "actor": Row(1.0, ("actor",)),
             "critic": Row(1.0, ("critic",)),
             "regression": Row(config.behavior.regression, ("actor",)),
         }
     return {name: row for name, row in rows.items() if row.scale and row.modules}
+
+
+def warm_up(table: dict[str, Row], config: ConfigDict, step: jax.Array) -> dict[str, Row]:
+    """Let the scale of L_JBO rise linearly from 0 over the first ``joint.warmup`` updates of stage 2."""
+    if not config.joint.warmup or "jbo" not in table:
+        return table
+    share = jnp.clip((step - config.train.stage1_steps) / config.joint.warmup, 0.0, 1.0)
+    return table | {"jbo": table["jbo"]._replace(scale=table["jbo"].scale * share)}
 
 
 def routed_gradients(losses: Callable, params: dict, table: dict[str, Row]) -> tuple[dict, dict, dict]:
@@ -118,6 +127,10 @@ def model_losses(agent, observed: dict, batch: dict, task: jax.Array, config: Co
     losses["text"] = masked(squared(embedding - agent.aligner(text)), has)
     cosine = jnp.sum(embedding * frozen, -1)
     losses["anchor"] = masked(1.0 - cosine, has)
+    if config.joint.relation:
+        texts = jnp.concatenate([task, batch["text"]])
+        known = jnp.concatenate([jnp.ones(len(task), bool), batch["has_text"]])
+        losses["relation"] = masked(*relation_loss(frozen, embedding, has, texts, known))
 
     matching = task_imagination.matching_losses(
         agent.task_imagination, observed, batch["action"], jax.lax.stop_gradient(embedding), has,
@@ -275,7 +288,8 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
         return values, (metrics, norms)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, means, (metrics, norms) = routed_gradients(lambda p: losses(p, state, batch), state.params, table)
+        rows = warm_up(table, config, state.step)
+        grads, means, (metrics, norms) = routed_gradients(lambda p: losses(p, state, batch), state.params, rows)
         params, opt, grad_norms = apply_gradients(config, state.params, state.opt, grads)
         target_rate = config.joint.target_ema if stage == 2 else 1.0
         slow = {

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from bitagent_jax.agent.behavior import Actor, Critic
 from bitagent_jax.agent.fusion import Fusion
-from bitagent_jax.agent.semantics import Residual, SemanticDecoder
+from bitagent_jax.agent.semantics import Residual, SemanticDecoder, make_adapter
 from bitagent_jax.agent.task_imagination import TaskImagination
 from bitagent_jax.agent.world_model import WorldModel, feature
 
@@ -27,8 +27,7 @@ class BiTAgent(nnx.Module):
             config.world_model, embed, actions, config.task_imagination.action, **kw
         )
         self.aligner = Residual(embed, config.mllm.aligner_units, 2, **kw)
-        adapted = config.mllm.adapter == "residual"
-        self.adapter = Residual(embed, config.mllm.adapter_units, 1, **kw) if adapted else None
+        self.adapter = make_adapter(config.mllm, embed, **kw)
         self.actor = Actor(self.fusion.outputs, actions, config.behavior, **kw)
         self.critic = Critic(self.fusion.outputs, config.behavior, **kw)
 

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bitagent_jax.agent import visual
+from bitagent_jax.agent.semantics import make_probe
 from bitagent_jax.training import sharding
 from bitagent_jax.training.metrics import Metrics, check_finite, progress
 from bitagent_jax.training.run import RunFolder
@@ -43,6 +44,7 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
     """Update until step ``until``, reporting, saving and collecting at their intervals."""
     every, data = session.config.train, session.config.data
     train_step, step, loader = session.train_step(stage), session.step, session.loader()
+    probe = jax.jit(make_probe(session.graph, session.prompts))
     try:
         with progress(until, step, desc=f"stage {stage}") as bar:
             while step < until:
@@ -56,7 +58,7 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
                 leaving = stop.requested
                 last = step == until or leaving
                 if last or step % every.log_every == 0 or step % every.checkpoint_every == 0:
-                    floats = check_finite(step, values)
+                    floats = check_finite(step, values | probe(session.state.params, batch))
                     metrics.scalars(step, floats | {"stage": stage, "steps_per_second": bar.rate})
                     bar.update(0, note=_note(floats))
                 if last or step % every.checkpoint_every == 0:
