@@ -92,7 +92,7 @@ def main() -> None:
     agent = load(args.run)
     tasks = tuple(agent.config.tasks)
     folder = args.data or RunFolder.load(args.run).episodes
-    embed_folder(folder, agent.encoder)
+    embed_folder(folder, agent.encoder, stride=1)
     prompts = np.stack([agent.embed_prompt(get_task(task).prompt) for task in tasks])
     print(report(windows(folder, agent, prompts, args.windows), tasks))
 

@@ -79,7 +79,8 @@ def test_a_prompt_is_embedded_once_whatever_it_is(agent, frames, monkeypatch):
     """Two environments: one told to do what a clip shows, one by paraphrases; and one told by an embedding."""
     clip = frames[:12, 0]
     action, state = agent.act(frames[0], [clip, ["run fast", "sprint"]])
-    told = [agent.encoder.embed_video(clip[[0, 2, 3, 5, 6, 8, 9, 11]][None])[0], agent.embed_prompt("run fast | sprint")]
+    seen = agent.encoder.embed_video(clip[None, [0, 2, 3, 5, 6, 8, 9, 11]])[0]
+    told = [seen, agent.embed_prompt("run fast | sprint")]
     np.testing.assert_allclose(action, agent.act(frames[0], told)[0], atol=1e-5)
     np.testing.assert_allclose(action, agent.act(frames[0], np.stack(told))[0], atol=1e-5)
     alone = agent.act(frames[0, 1], ["run fast", "sprint"])[0]  # of one picture, a list holds paraphrases

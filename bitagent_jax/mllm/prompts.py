@@ -10,7 +10,7 @@ An embedding         floats [D] in "task.npy" or as an array: itself, of unit le
 A string without blanks that ends like a file is a file, and must exist. The parts of paraphrases may be of any kind.
 
 Clips and pictures pass the aligner as sentences do, although they lie in the space of videos already: it learns to
-return an embedding of a video from a noisy one, so it leaves one without noise nearly where it is.
+return an embedding of a video from a noisy one, so it should move one without noise little.
 """
 
 import difflib
