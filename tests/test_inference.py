@@ -101,6 +101,7 @@ def test_a_prompt_is_embedded_once_whatever_it_is(agent, frames, monkeypatch):
         (np.zeros((64, 64), np.uint8), "run", r"not uint8 \[64, 64\]"),
         (np.zeros((64, 64, 3), np.uint8), " ", "a prompt must be a sentence"),
         (np.zeros((3, 64, 64, 3), np.uint8), ["run", "stand"], "2 prompts given for 3 environments"),
+        (np.zeros((64, 64, 3), np.uint8), None, "a prompt must be a sentence, a file, .* got None"),
         (np.zeros((64, 64, 3), np.uint8), "none.gif", "no file 'none.gif' for a prompt"),
         (np.zeros((64, 64, 3), np.uint8), np.zeros(3), r"not float64 \[3\]"),
     ],

@@ -73,7 +73,9 @@ def prompt_key(prompt: Prompt) -> Hashable:
     """Return what tells a prompt from all others in a dict; an array is told by its content, a file by its name."""
     if isinstance(prompt, np.ndarray):
         return prompt.dtype.str, prompt.shape, hashlib.sha256(np.ascontiguousarray(prompt)).digest()
-    return prompt if isinstance(prompt, str) else tuple(map(prompt_key, prompt))
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        return prompt
+    return tuple(map(prompt_key, prompt))
 
 
 def _parts(prompt: Prompt) -> list[str | np.ndarray]:

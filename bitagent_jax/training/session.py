@@ -146,8 +146,10 @@ class Session:
                     metas=[b.meta() for b in behaviors],
                 )  # fmt: skip
         _meet("episodes collected")
-        self._embed(folder, share=(jax.process_index(), jax.process_count()))
-        _meet("episodes embedded")
+        if jax.process_count() > 1:
+            self._embed(folder, share=(jax.process_index(), jax.process_count()))
+            _meet("episodes embedded")
+        self._embed(folder)  # where the processes have each a copy of the folder, the others' share is still missing
 
     def _embed(self, folder: Path, share: tuple[int, int] = (0, 1)) -> None:
         """Embed the rows that training reads: the encoder's own, but all if imagined steps hold an embedding."""
