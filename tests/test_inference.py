@@ -83,8 +83,8 @@ def test_a_prompt_is_embedded_once_whatever_it_is(agent, frames, monkeypatch):
     told = [seen, agent.embed_prompt("run fast | sprint")]
     np.testing.assert_allclose(action, agent.act(frames[0], told)[0], atol=1e-5)
     np.testing.assert_allclose(action, agent.act(frames[0], np.stack(told))[0], atol=1e-5)
-    alone = agent.act(frames[0, 1], ["run fast", "sprint"])[0]  # of one picture, a list holds paraphrases
-    np.testing.assert_allclose(alone, action[1], atol=1e-5)
+    one = frames[0, 1]  # of one picture, a list holds paraphrases
+    np.testing.assert_array_equal(agent.act(one, ["run fast", "sprint"])[0], agent.act(one, "run fast | sprint")[0])
     both = agent.act(frames[0], clip)[0]
     np.testing.assert_allclose(both[0], action[0], atol=1e-5)
     for name in ("embed_video", "embed_text"):
