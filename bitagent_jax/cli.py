@@ -128,15 +128,19 @@ def _collect(args, rest) -> None:
 
 
 def _embed(args, rest) -> None:
-    from bitagent_jax.data.embeddings import embed_folder
+    from bitagent_jax.data.embeddings import STRIDES, embed_folder
     from bitagent_jax.data.episodes import list_episodes
     from bitagent_jax.mllm.encoder import load_encoder
 
     _no_more(rest)
+    if args.stride not in (0, *STRIDES):
+        raise ValueError(f"--stride {args.stride} is none of {', '.join(map(str, STRIDES))}")
     if not list_episodes(args.folder):
         raise ValueError(f"no episodes (*.ep) in {args.folder}")
     encoder = load_encoder(args.encoder, args.weights)
-    print(f"embedded {embed_folder(args.folder, encoder)} episodes in {args.folder}")
+    done = embed_folder(args.folder, encoder, stride=args.stride)
+    stride = args.stride or encoder.stride
+    print(f"embedded {done} episodes in {args.folder} (stride {stride}, key {encoder.fingerprint})")
 
 
 def _convert(args, rest) -> None:
@@ -147,7 +151,8 @@ def _convert(args, rest) -> None:
 
 
 def _import(args, rest) -> None:
-    from bitagent_jax.data.genrl import import_genrl
+    from bitagent_jax.data.embeddings import list_embeddings
+    from bitagent_jax.data.genrl import FINGERPRINT, import_genrl
     from bitagent_jax.data.minari import import_minari
     from bitagent_jax.envs.tasks import get_body
 
@@ -160,6 +165,9 @@ def _import(args, rest) -> None:
     print(
         f"{done.written} episodes imported into {args.folder}, {done.present} there before, {len(done.skipped)} skipped"
     )
+    for key, width in list_embeddings(args.folder).items():
+        if key == FINGERPRINT:
+            print(f"with embeddings: --config.mllm.encoder=precomputed --config.mllm.weights={key}:{width}")
 
 
 def _export(args, rest) -> None:
@@ -180,7 +188,7 @@ def _evaluate(args, rest) -> None:
         raise ValueError(f"{args.run} learnt sentences without tasks; name what to score with --tasks")
     rows = rollouts.evaluate(
         agent, tasks, agent.config.eval.episodes if args.episodes is None else args.episodes,
-        prompt=_sentence(args.prompt), with_random=args.random, seed=args.seed,
+        prompt=_prompt(args.prompt), with_random=args.random, seed=args.seed,
     )  # fmt: skip
     print(scores.to_text(rows))
     print(f"scores: {rollouts.write_scores(rows, Path(args.run) / 'scores.json')}")
@@ -192,8 +200,10 @@ def _imagine(args, rest) -> None:
 
     _no_more(rest)
     agent = load(args.run, args.step)
-    for sentence in args.sentence:
-        paths = imagine(agent, _sentence(sentence), Path(args.run) / "videos", steps=args.steps, seed=args.seed)
+    for prompt in map(_prompt, args.prompt):
+        agent.embed_prompt(prompt)  # all of them, before the first is filmed
+    for prompt in args.prompt:
+        paths = imagine(agent, prompt, Path(args.run) / "videos", steps=args.steps, seed=args.seed)
         print("\n".join(f"{kind}: {path}" for kind, path in paths.items()))
 
 
@@ -224,10 +234,10 @@ def _bench(args, rest) -> None:
     print(module.bench(args.task, num_envs=args.num_envs, repeats=args.repeats, seconds=args.seconds))
 
 
-def _sentence(text: str | None) -> str:
+def _prompt(text: str | None) -> str | None:
     if text is not None and not text.strip():
         raise ValueError("the prompt is empty: give a sentence, for example 'walk fast clean'")
-    return text or ""
+    return text
 
 
 def _no_more(rest: list[str]) -> None:
@@ -236,6 +246,7 @@ def _no_more(rest: list[str]) -> None:
 
 
 BENCHES = ("pool",)
+PROMPT = "a sentence, paraphrases 'run fast | sprint', a clip .mp4 .gif .npz, a picture .png .jpg, an embedding .npy"
 VERBS = {
     "quickstart": (_quickstart, "train, evaluate and film a small agent on this machine, from nothing"),
     "train": (_train, "train a run, or continue it"),
@@ -245,7 +256,7 @@ VERBS = {
     "export": (_export, "make a Minari data set of an episode folder"),
     "convert": (_convert, "make a safetensors file of pickled torch weights, for the encoders"),
     "evaluate": (_evaluate, "score a run in the simulator"),
-    "imagine": (_imagine, "film what a run makes of a sentence"),
+    "imagine": (_imagine, "film what a run makes of a prompt"),
     "diagnose": (_diagnose, "hold the rewards of sentences against the true ones, on recorded episodes"),
     "bench": (_bench, "measure speed on this machine: " + ", ".join(BENCHES)),
 }
@@ -275,6 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     add["embed"].add_argument("folder")
     add["embed"].add_argument("--encoder", default="embedded")
     add["embed"].add_argument("--weights", default="", help="of other encoders: a folder, or owner/name on the Hub")
+    add["embed"].add_argument("--stride", type=int, default=0, help="from one embedded row to the next: 1, 2, 4 or 8; "
+                              "by default 1 where that costs little more, else 8")  # fmt: skip
     add["convert"].add_argument("source", help="file of torch.save (.pt, .pth, .bin)")
     add["convert"].add_argument("destination", help="safetensors file to write, for example FOLDER/model.safetensors")
     add["import"].add_argument("source", help="folder of GenRL's .npz files, or a Minari folder or id")
@@ -283,11 +296,11 @@ def _parser() -> argparse.ArgumentParser:
     add["import"].add_argument("--body", help="noted with each episode")
     add["export"].add_argument("folder")
     add["export"].add_argument("destination", help="new folder named like a data set, for example sets/walker-v0")
-    add["imagine"].add_argument("sentence", nargs="+")
+    add["imagine"].add_argument("prompt", nargs="+", help=PROMPT)
     add["imagine"].add_argument("--steps", type=int, default=32)
     add["evaluate"].add_argument("--tasks", nargs="+")
     add["evaluate"].add_argument("--episodes", type=int)
-    add["evaluate"].add_argument("--prompt", help="one sentence for every task, instead of the tasks' own")
+    add["evaluate"].add_argument("--prompt", help=f"for every task instead of its own: {PROMPT}")
     add["evaluate"].add_argument("--random", action="store_true", help="also run the random policy")
     add["diagnose"].add_argument("source", help="run folder, or a folder of episodes")
     add["diagnose"].add_argument("--data", help="episodes for a run; its own by default")

@@ -15,9 +15,8 @@ from bitagent_jax import errors, zoo
 from bitagent_jax.data import behaviors
 from bitagent_jax.envs import register
 from bitagent_jax.envs.tasks import BODIES, tasks_of
-from bitagent_jax.mllm.encoder import ENCODERS
-
-CLIP = 8  # frames of a clip, N in the paper
+from bitagent_jax.mllm.encoder import CLIP, ENCODERS
+from bitagent_jax.mllm.precomputed import NAME as PRECOMPUTED
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "env.look": ("auto", "stock", "fast"),
@@ -41,7 +40,7 @@ def defaults() -> ConfigDict:
             "seed": 0,
             "body": "walker",
             "tasks": ("walker_stand", "walker_walk", "walker_run"),
-            "prompts": (),  # sentences to learn instead of the tasks' own prompts; () = theirs
+            "prompts": (),  # what to learn instead of the tasks' own prompts, see mllm/prompts.py; () = theirs
             "env": {
                 "action_repeat": 2,
                 "size": 64,
@@ -65,7 +64,8 @@ def defaults() -> ConfigDict:
             },
             "mllm": {
                 "encoder": "embedded",  # the names are those of mllm/encoder.py
-                "weights": "",  # of any other encoder: a local folder, or owner/name on the Hugging Face Hub
+                "weights": "",  # of any other encoder: a local folder, or owner/name on the Hugging Face Hub;
+                # of precomputed: KEY:WIDTH of the embeddings that lie beside the episodes
                 "adapter": "residual",  # [D] what the backward path trains on the MLLM side
                 "adapter_units": 128,
                 "adapter_rank": 16,  # of lowrank
@@ -321,6 +321,8 @@ def validate(config: ConfigDict) -> ConfigDict:
     if not config.tasks and not config.prompts:
         raise ValueError("config.tasks and config.prompts are both empty: nothing to learn")
     for prompt in config.prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"config.prompts holds {prompt!r}, no string; paraphrases are written 'run fast | sprint'")
         if not prompt.strip():
             raise ValueError("config.prompts holds an empty sentence")
     if config.tasks and config.prompts and len(config.tasks) != len(config.prompts):
@@ -328,8 +330,23 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"config.prompts holds {len(config.prompts)} sentences for {len(config.tasks)} tasks; give one for each "
             "task, or set config.tasks=() for sentences that no task's reward scores"
         )
+    if config.mllm.encoder == PRECOMPUTED:
+        _check_precomputed(config)
     _check_lengths(config)
     return config
+
+
+def _check_precomputed(config: ConfigDict) -> None:
+    """Without an encoder, episodes and prompts come embedded, and no new picture can be."""
+    needs = {
+        "data.folder": (config.data.folder != "", "of episodes with embeddings"),
+        "prompts": (len(config.prompts) > 0, "of .npy files"),
+        "data.online_every": (config.data.online_every == 0, "to be 0"),
+        "imagination.semantics": (config.imagination.semantics == "decode", "to be decode"),
+    }
+    for field, (fits, wanted) in needs.items():
+        if not fits:
+            raise ValueError(f"config.mllm.encoder={PRECOMPUTED} needs config.{field} {wanted}")
 
 
 def _check_lengths(config: ConfigDict) -> None:

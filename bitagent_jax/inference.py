@@ -10,13 +10,14 @@ from bitagent_jax.mllm.encoder import load_encoder
 from bitagent_jax.policy import Agent
 from bitagent_jax.training.checkpoint import Checkpoints
 from bitagent_jax.training.run import RunFolder
+from bitagent_jax.training.told import known
 
 
 def load(run: str | Path, step: int | None = None) -> Agent:
     """Load a run's newest readable checkpoint (or that of ``step``) for acting.
 
     Raises:
-        RunError: if the folder is not a run.
+        RunError: if the folder is not a run, or its prompts.npz is damaged.
         CheckpointError: if there is no checkpoint, or the wanted one is damaged.
     """
     folder = RunFolder.load(run)
@@ -25,4 +26,4 @@ def load(run: str | Path, step: int | None = None) -> Agent:
     abstract = jax.eval_shape(lambda: init_state(folder.config, init))
     with Checkpoints(folder.checkpoints) as checkpoints:
         params = checkpoints.restore_part({"params": abstract.params}, step)["params"]
-    return Agent(folder.config, params, encoder)
+    return Agent(folder.config, params, encoder, known(folder.prompts, encoder))

@@ -1,6 +1,6 @@
 """A policy told in a sentence what to do: what evaluation, collection and users' own programs call."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from bitagent_jax.agent.acting import initial_carry, make_act
 from bitagent_jax.agent.state import build
 from bitagent_jax.envs.tasks import get_body
 from bitagent_jax.mllm.encoder import Encoder
+from bitagent_jax.mllm.prompts import Prompt, check_prompt, embed_prompt, prompt_key
 
 REFRESH = 8  # steps between looks of the encoder when config.imagination.semantics is "hold"
 
@@ -18,24 +19,38 @@ REFRESH = 8  # steps between looks of the encoder when config.imagination.semant
 class Agent:
     """A policy that is told in a sentence what to do."""
 
-    def __init__(self, config: ConfigDict, params: Any, encoder: Encoder):
-        """Wrap parameters; most users call ``bitagent_jax.load``."""
+    def __init__(
+        self, config: ConfigDict, params: Any, encoder: Encoder, known: Mapping[Prompt, np.ndarray] | None = None
+    ):
+        """Wrap parameters; most users call ``bitagent_jax.load``.
+
+        Args:
+            config: the run's.
+            params: of the modules.
+            encoder: that embeds prompts.
+            known: prompts whose embeddings, float32 ``[D]``, are known already.
+        """
         self.config, self.params, self.encoder = config, params, encoder
         self.action_dim = get_body(config.body).action_dim
         self.graph, _ = build(config, encoder.embed_dim, self.action_dim)
         self._act = make_act(self.graph, config)
-        self._texts: dict[str, np.ndarray] = {}
+        self._embedded: dict[Hashable, np.ndarray] = dict(known or {})
 
-    def embed_prompt(self, prompt: str) -> np.ndarray:
-        """Return the sentence's embedding, float32 ``[D]``; ValueError if it is empty."""
-        if prompt not in self._texts:
-            self._texts[prompt] = self.encoder.embed_text([prompt])[0]
-        return self._texts[prompt]
+    def embed_prompt(self, prompt: Prompt) -> np.ndarray:
+        """Return a prompt's embedding, float32 ``[D]``, computed once; ValueError if it is none that can be read.
+
+        A prompt is all that ``bitagent_jax.mllm.prompts`` lists: a sentence, paraphrases, a clip, a picture, files.
+        """
+        key = prompt_key(prompt)
+        if key not in self._embedded:
+            check_prompt(prompt)
+            self._embedded[key] = embed_prompt(self.encoder, prompt)
+        return self._embedded[key]
 
     def act(
         self,
         observation: np.ndarray,
-        prompt: str | Sequence[str],
+        prompt: Prompt,
         state: dict | None = None,
         *,
         is_first: np.ndarray | None = None,
@@ -46,7 +61,8 @@ class Agent:
 
         Args:
             observation: uint8 ``[64, 64, 3]``, or ``[N, 64, 64, 3]`` of N environments.
-            prompt: what to do: one sentence, or one for each of N environments.
+            prompt: what to do, see ``embed_prompt``. Of N environments a list holds one prompt for each; of one
+                environment it holds paraphrases of one prompt.
             state: what the last call returned; None at the start of an episode.
             is_first: bool ``[N]``, environments whose episode begins with this frame although others go on.
             sample: draw from the policy instead of taking its mean.
@@ -59,12 +75,13 @@ class Agent:
             ValueError: for pictures of another type or shape, an empty prompt, or prompts that do not match N.
         """
         image, single = self._check(observation)
-        prompts = [prompt] * len(image) if isinstance(prompt, str) else list(prompt)
+        shared = single or isinstance(prompt, str) or (isinstance(prompt, np.ndarray) and prompt.ndim != 2)
+        prompts = [prompt] * len(image) if shared else list(prompt)
         if len(prompts) != len(image):
             raise ValueError(f"{len(prompts)} prompts given for {len(image)} environments")
         if state is not None and len(state["carry"]["deter"]) != len(image):
             raise ValueError(f"{len(image)} pictures given, but the state is of {len(state['carry']['deter'])}")
-        task = np.stack([self.embed_prompt(text) for text in prompts])
+        task = np.stack([self.embed_prompt(one) for one in prompts])
         fresh = state is None
         if fresh:
             state = {"carry": initial_carry(self.config, self.action_dim, len(image)), "steps": 0, "seed": seed}
@@ -109,7 +126,7 @@ class Agent:
 class AgentPolicy:
     """An agent as the policy of a pool: maps timesteps to actions, one prompt for each environment."""
 
-    def __init__(self, agent: Agent, prompts: Sequence[str], *, sample: bool, seed: int):
+    def __init__(self, agent: Agent, prompts: Sequence[Prompt], *, sample: bool, seed: int):
         self._agent, self._prompts, self._sample, self._seed = agent, list(prompts), sample, seed
         self._state = None
 

@@ -1,6 +1,10 @@
-"""Videos to look at: mp4 files, videos side by side with labels, contact sheets. A video is uint8 [T,H,W,3]."""
+"""Videos to look at: mp4 files, videos side by side with labels, contact sheets. A video is uint8 [T,H,W,3].
+
+And clips to show: the pictures of a video file.
+"""
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 MARGIN = 6  # pixels around labels and between cells
 PAPER, INK = (255, 255, 255), (20, 20, 20)
+VIDEOS = (".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv")  # that are read
 
 
 def check_frames(frames: np.ndarray) -> None:
@@ -58,6 +63,57 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float = 15) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def spread(length: int, count: int) -> np.ndarray:
+    """Return ``count`` frame numbers, evenly from the first of ``length`` frames to the last; int ``[count]``."""
+    return np.linspace(0, length - 1, count).round().astype(int)
+
+
+def read_video(path: str | Path, count: int) -> np.ndarray:
+    """Read frames that are spread over a whole video; no more than these are held in memory.
+
+    Args:
+        path: a file of a kind out of ``VIDEOS``.
+        count: how many, see ``spread``; a shorter video repeats frames.
+
+    Returns:
+        uint8 ``[count, H, W, 3]``.
+
+    Raises:
+        ValueError: with ffmpeg's words, if the file is no video or is damaged.
+    """
+    said = _ffmpeg(path, ["-f", "null", "-progress", "pipe:1", "-"]).decode().split()
+    length = max((int(word[6:]) for word in said if word.startswith("frame=")), default=0)
+    picks = spread(length, count)
+    wanted = np.unique(picks)
+    chosen = "+".join(f"eq(n,{number})" for number in wanted)
+    data = _ffmpeg(path, ["-vf", f"select='{chosen}'", "-f", "image2pipe", "-c:v", "ppm", "-"]) if length else b""
+    frames = _split_ppm(data)
+    if not length or len(frames) != len(wanted):
+        raise ValueError(f"{path} is no video that can be read: {len(frames)} of {len(wanted)} frames found")
+    return np.stack(frames)[np.searchsorted(wanted, picks)]
+
+
+def _ffmpeg(path: str | Path, target: list[str]) -> bytes:
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    source = ["-nostdin", "-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", "passthrough"]
+    done = subprocess.run([get_ffmpeg_exe(), "-loglevel", "error", *source, *target], capture_output=True, check=False)
+    if done.returncode:
+        why = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ValueError(f"{path} is no video that can be read: {why[-1] if why else done.returncode}")
+    return done.stdout
+
+
+def _split_ppm(data: bytes) -> list[np.ndarray]:
+    """Read the pictures of a stream of binary PPM as ffmpeg writes it: ``P6``, width, height, ``255``, the pixels."""
+    frames, at = [], 0
+    while header := re.compile(rb"P6\s(\d+)\s(\d+)\s255\s").match(data, at):
+        width, height = int(header[1]), int(header[2])
+        frames.append(np.frombuffer(data, np.uint8, height * width * 3, header.end()).reshape(height, width, 3))
+        at = header.end() + height * width * 3
+    return frames
 
 
 def tile(videos: Mapping[str, np.ndarray], height: int = 128) -> np.ndarray:

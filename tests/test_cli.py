@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bitagent_jax import cli
 from bitagent_jax.data.episodes import list_episodes, read_episode, write_episode
@@ -77,6 +78,12 @@ def test_folders_that_are_no_runs_and_missing_checkpoints(capsys, command, train
 def test_empty_prompts_and_unknown_names(capsys, command, trained, tmp_path):
     assert "the prompt is empty" in fails(capsys, "imagine", trained[0], "  ")
     assert "the prompt is empty" in fails(capsys, "evaluate", trained[0], "--prompt", "")
+    for words in (("imagine", trained[0], "run", "clip.mp5"), ("evaluate", trained[0], "--prompt", "run | clip.mp5")):
+        assert "file of the prompt 'clip.mp5': '.mp5'. Did you mean '.mp4'" in fails(capsys, *words)
+    assert not (trained[0] / "videos" / "run.mp4").exists()
+    assert "--stride 3 is none of 1, 2, 4, 8" in fails(capsys, "embed", trained[0] / "online", "--stride", "3")
+    assert "episodes cannot be embedded" in fails(
+        capsys, "embed", trained[0] / "online", "--encoder", "precomputed", "--weights", "x:3")  # fmt: skip
     unknown = fails(capsys, "evaluate", trained[0], "--tasks", "walker_rum")
     assert "unknown task 'walker_rum'. Did you mean 'walker_run'" in unknown
     assert "not of the run's body walker" in fails(capsys, "evaluate", trained[0], "--tasks", "cheetah_run")
@@ -109,10 +116,12 @@ def test_evaluate_with_an_untrained_sentence_beside_the_random_policy(trained, c
     assert "do a backflip" in json.dumps(json.loads((trained[0] / "scores.json").read_text()))
 
 
-def test_imagine_films_every_sentence(trained, capsys):
-    cli.main(["imagine", str(trained[0]), "walk fast clean", "a sentence never seen", "--steps", "8"])
+def test_imagine_films_every_prompt(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save("pose.png")
+    cli.main(["imagine", str(trained[0]), "walk fast | stroll", "pose.png", "--steps", "8"])
     out = capsys.readouterr().out
-    for name in ("walk_fast_clean", "a_sentence_never_seen"):
+    for name in ("walk_fast_stroll", "pose_png"):
         for ending in ("mp4", "png"):
             path = trained[0] / "videos" / f"{name}.{ending}"
             assert str(path) in out and path.stat().st_size > 1000
@@ -139,7 +148,9 @@ def test_collect_at_random_and_with_a_run_then_embed(trained, tmp_path, capsys):
         path.stem.split("-")[-1] for path in (first, second)}  # fmt: skip
     cli.main(["embed", str(tmp_path)])
     cli.main(["embed", str(tmp_path)])
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["2", "0"]
+    cli.main(["embed", str(tmp_path), "--stride", "8"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["2", "0", "0"] and "(stride 8, key " in lines[2]
 
 
 def test_export_and_import(tmp_path, capsys):

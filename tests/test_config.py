@@ -83,6 +83,7 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"tasks": ("cheetah_run",)}, "task of body walker 'cheetah_run'"),
         ({"tasks": ()}, "both empty"),
         ({"prompts": ("run", " ")}, "empty sentence"),
+        ({"prompts": ("run", ("walk", "stroll"))}, "paraphrases are written 'run fast | sprint'"),
         ({"task_imagination.segment": 12}, "config.task_imagination.segment=12"),
         ({"task_imagination.segment": 0}, "config.task_imagination.segment=0"),
         ({"train.length": 24}, "config.train.length=24"),

@@ -75,6 +75,23 @@ def test_many_environments_at_once_with_their_own_sentences_and_resets(agent, fr
     assert np.abs(deter[0] - alone[0]).max() > 1e-4  # the other did not
 
 
+def test_a_prompt_is_embedded_once_whatever_it_is(agent, frames, monkeypatch):
+    """Two environments: one told to do what a clip shows, one by paraphrases; and one told by an embedding."""
+    clip = frames[:12, 0]
+    action, state = agent.act(frames[0], [clip, ["run fast", "sprint"]])
+    seen = agent.encoder.embed_video(clip[None, [0, 2, 3, 5, 6, 8, 9, 11]])[0]
+    told = [seen, agent.embed_prompt("run fast | sprint")]
+    np.testing.assert_allclose(action, agent.act(frames[0], told)[0], atol=1e-5)
+    np.testing.assert_allclose(action, agent.act(frames[0], np.stack(told))[0], atol=1e-5)
+    one = frames[0, 1]  # of one picture, a list holds paraphrases
+    np.testing.assert_array_equal(agent.act(one, ["run fast", "sprint"])[0], agent.act(one, "run fast | sprint")[0])
+    both = agent.act(frames[0], clip)[0]
+    np.testing.assert_allclose(both[0], action[0], atol=1e-5)
+    for name in ("embed_video", "embed_text"):
+        monkeypatch.setattr(type(agent.encoder), name, lambda *_: pytest.fail("embedded again"))
+    agent.act(frames[1], [clip.copy(), ["run fast", "sprint"]], state)
+
+
 @pytest.mark.parametrize(
     "observation, prompt, message",
     [
@@ -84,6 +101,9 @@ def test_many_environments_at_once_with_their_own_sentences_and_resets(agent, fr
         (np.zeros((64, 64), np.uint8), "run", r"not uint8 \[64, 64\]"),
         (np.zeros((64, 64, 3), np.uint8), " ", "a prompt must be a sentence"),
         (np.zeros((3, 64, 64, 3), np.uint8), ["run", "stand"], "2 prompts given for 3 environments"),
+        (np.zeros((64, 64, 3), np.uint8), None, "a prompt must be a sentence, a file, .* got None"),
+        (np.zeros((64, 64, 3), np.uint8), "none.gif", "no file 'none.gif' for a prompt"),
+        (np.zeros((64, 64, 3), np.uint8), np.zeros(3), r"not float64 \[3\]"),
     ],
 )
 def test_wrong_input_is_named(agent, observation, prompt, message):

@@ -79,3 +79,25 @@ def test_a_contact_sheet_has_a_labelled_row_for_each_video(tmp_path):
     for top in (-64 - 6, -64 - 6 - 70):
         assert sheet[top : top + 64, :left].min() < 60  # both rows' labels are drawn
     assert os.listdir(tmp_path) == ["sheet.png"]
+
+
+@pytest.mark.parametrize(
+    "length, count, picks", [(40, 5, [0, 10, 20, 29, 39]), (3, 4, [0, 1, 1, 2]), (1, 2, [0, 0]), (9, 1, [0])]
+)
+def test_frames_are_read_from_the_first_to_the_last(tmp_path, length, count, picks):
+    """Frame t is grey of level 20 + 5 t; H.264 keeps that to within a few levels."""
+    grey = np.broadcast_to((20 + 5 * np.arange(length))[:, None, None, None], (length, 32, 48, 3)).astype(np.uint8)
+    path = video.write_mp4(tmp_path / "a [clip], 100%.mp4", grey)
+    frames = video.read_video(path, count)
+    assert frames.shape == (count, 32, 48, 3) and frames.dtype == np.uint8
+    assert video.spread(length, count).tolist() == picks
+    np.testing.assert_allclose(frames, grey[picks], atol=4)
+
+
+def test_a_file_without_frames_is_named(tmp_path):
+    whole = video.write_mp4(tmp_path / "whole.mp4", np.zeros((20, 32, 32, 3), np.uint8)).read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="half.mp4 is no video that can be read: "):
+        video.read_video(tmp_path / "half.mp4", 2)
+    with pytest.raises(ValueError, match="none.mp4 is no video that can be read: .*No such file"):
+        video.read_video(tmp_path / "none.mp4", 2)

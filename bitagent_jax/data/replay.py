@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitagent_jax.data.embeddings import open_embedding
+from bitagent_jax.data.embeddings import open_embedding, stride_of
 from bitagent_jax.data.episodes import list_episodes, open_episodes
 from bitagent_jax.data.records import Records
 
@@ -33,17 +33,18 @@ class Replay:
     """The latest episodes, at most ``capacity`` frames of them; whole oldest episodes leave first.
 
     Only headers are held in memory; each batch is read and decoded anew, by several threads. All episodes have the
-    same picture size, action width and embedding width. Sampling sees one consistent state even while another thread
-    adds episodes.
+    same picture size, action width and embedding width (``embed_dim``, or the first's). Sampling sees one consistent
+    state even while another thread adds episodes.
     """
 
-    def __init__(self, capacity: int, threads: int = THREADS):
+    def __init__(self, capacity: int, threads: int = THREADS, embed_dim: int = 0):
         if capacity < 1 or threads < 1:
             raise ValueError(f"capacity must be at least 1 frame and threads at least 1, got {capacity} and {threads}")
         self.capacity = capacity
-        self._held: tuple[tuple[_Episode, ...], np.ndarray] = (), np.zeros(0, np.int64)  # and the rows of each
+        none = np.zeros(0, np.int64)
+        self._held: tuple[tuple[_Episode, ...], np.ndarray, np.ndarray] = (), none, none  # the rows and stride of each
         self._texts: dict[str, np.ndarray] = {}
-        self._embed_dim = 0
+        self._embed_dim = embed_dim
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="replay")
 
     @property
@@ -82,21 +83,26 @@ class Replay:
             raise ValueError(
                 f"{episode.path} of {episode.rows} frames exceeds the replay's capacity of {self.capacity}"
             )
-        episodes, rows = self._held
+        episodes, rows, strides = self._held
         like = episodes[0].records.fields if episodes else episode.fields
         if episode.fields != like:
             raise ValueError(f"{episode.path} holds {episode.fields}, unlike the other episodes' {like}")
         if embedding:
             self._check_width(embedding.fields["embedding"][1])
         rows = np.append(rows, episode.rows)
+        strides = np.append(strides, stride_of(embedding) if embedding else 1)
         gone = int(np.argmax(rows.sum() - np.concatenate([[0], np.cumsum(rows)]) <= self.capacity))
-        self._held = (*episodes, _Episode(episode, embedding))[gone:], rows[gone:]
+        self._held = (*episodes, _Episode(episode, embedding))[gone:], rows[gone:], strides[gone:]
 
     def sample(self, batch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draw sequences that end in uniformly drawn rows; none crosses an episode's end.
 
         What would begin before an episode does begins with it, so that its first rows, where bodies fall and rise,
         are seen as often as others; of episodes shorter than ``length`` nothing is drawn.
+
+        Where the embeddings of some episode have a stride k, sequences begin earlier, at a multiple of the largest such
+        k, so that rows k-1, 2k-1, ... of every sequence are rows with an embedding. Up to k-1 last rows of an episode
+        are then never drawn, and a row is drawn at every k-th place of a sequence only.
 
         Args:
             batch: number of sequences B.
@@ -111,7 +117,8 @@ class Replay:
         Raises:
             ValueError: no episode is long enough; CorruptFile, if a file was damaged since it was opened.
         """
-        (episodes, rows), texts = self._held, self._texts
+        (episodes, rows, strides), texts = self._held, self._texts
+        stride = strides.max(initial=1)
         ends = np.cumsum(np.where(rows >= length, rows, 0))
         if batch < 1 or length < 1:
             raise ValueError(f"batch and length must be at least 1, got {batch} and {length}")
@@ -124,7 +131,7 @@ class Replay:
         draws = rng.integers(ends[-1], size=batch)
         picks = np.searchsorted(ends, draws, side="right")
         within = draws - np.concatenate([[0], ends])[picks]
-        starts = np.clip(within - (length - 1), 0, rows[picks] - length)
+        starts = np.clip(within - (length - 1), 0, rows[picks] - length) // stride * stride
         chosen = [episodes[pick] for pick in picks]
         return self._gather(chosen, starts, length) | self._text_of(chosen, texts)
 

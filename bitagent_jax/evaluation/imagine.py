@@ -9,36 +9,37 @@ import numpy as np
 from bitagent_jax.agent import visual
 from bitagent_jax.config import default_tasks
 from bitagent_jax.envs.dmc import make_env
+from bitagent_jax.mllm.prompts import Prompt, prompt_name
 from bitagent_jax.policy import Agent
 from bitagent_jax.video import contact_sheet, tile, write_mp4
 
 WARMUP = 24  # real steps before the imagined rollout branches off
 
 
-def imagine(agent: Agent, sentence: str, folder: str | Path, *, steps: int = 32, seed: int = 0) -> dict[str, Path]:
-    """Draw what the agent makes of a sentence, trained on or not.
+def imagine(agent: Agent, prompt: Prompt, folder: str | Path, *, steps: int = 32, seed: int = 0) -> dict[str, Path]:
+    """Draw what the agent makes of a prompt, trained on or not.
 
     The policy acts in the simulator; after a warm-up its imagined rollout branches off from the same state, so that
-    the two can be compared frame by frame. The task imagination is what the sentence alone calls up.
+    the two can be compared frame by frame. The task imagination is what the prompt alone calls up.
 
     Args:
         agent: from :func:`bitagent_jax.load`.
-        sentence: the prompt; ValueError if it is empty.
-        folder: where ``<sentence>.mp4`` and ``<sentence>.png`` go.
+        prompt: see ``Agent.embed_prompt``; ValueError if it is none.
+        folder: where ``<prompt>.mp4`` and ``<prompt>.png`` go.
         steps: agent steps shown.
         seed: of environment and policy.
 
     Returns:
         ``{"video": path, "sheet": path}``.
     """
-    task = agent.embed_prompt(sentence)
+    task = agent.embed_prompt(prompt)
     config = agent.config
     name = (tuple(config.tasks) or default_tasks(config.body))[0]
     env = make_env(
         name, seed=seed, size=config.env.size, action_repeat=config.env.action_repeat, look=config.env.look
     )
     try:
-        real, branch = _act(agent, env, sentence, steps, seed)
+        real, branch = _act(agent, env, task, steps, seed)
     finally:
         env.close()
     key = jax.random.key(seed)
@@ -50,19 +51,19 @@ def imagine(agent: Agent, sentence: str, folder: str | Path, *, steps: int = 32,
         ),
     }
     frames = {label: np.asarray(value) for label, value in frames.items()} | {"policy, real": real}
-    stem = Path(folder) / (re.sub(r"[^a-z0-9]+", "_", sentence.lower()).strip("_")[:60] or "prompt")
+    stem = Path(folder) / (re.sub(r"[^a-z0-9]+", "_", prompt_name(prompt).lower()).strip("_")[:60] or "prompt")
     return {
         "video": write_mp4(stem.with_suffix(".mp4"), tile(frames, height=192)),
         "sheet": contact_sheet(stem.with_suffix(".png"), frames, every=max(1, steps // 8)),
     }
 
 
-def _act(agent: Agent, env, sentence: str, steps: int, seed: int) -> tuple[np.ndarray, dict]:
+def _act(agent: Agent, env, task: np.ndarray, steps: int, seed: int) -> tuple[np.ndarray, dict]:
     """Return the real frames ``[steps, H, W, 3]`` after the warm-up and the agent's memory before them."""
     image, _ = env.reset(seed=seed)
     frames, state, branch = [], None, None
     for step in range(WARMUP + steps):
-        action, state = agent.act(image, sentence, state, seed=seed)
+        action, state = agent.act(image, task, state, seed=seed)
         if step == WARMUP - 1:
             branch = state
         image, *_ = env.step(action)

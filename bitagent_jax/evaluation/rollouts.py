@@ -9,6 +9,7 @@ from bitagent_jax.data.collect import RandomPolicy
 from bitagent_jax.envs.pool import EnvPool
 from bitagent_jax.envs.tasks import TASKS, get_task
 from bitagent_jax.evaluation import scores
+from bitagent_jax.mllm.prompts import Prompt, prompt_name
 from bitagent_jax.policy import Agent, AgentPolicy
 from bitagent_jax.training.metrics import progress
 
@@ -62,9 +63,9 @@ def random_returns(tasks: Sequence[str], episodes: int, *, action_repeat: int, s
 
 
 def agent_returns(
-    agent: Agent, tasks: Sequence[str], episodes: int, *, prompts: dict[str, str] | None = None, seed: int = 0
+    agent: Agent, tasks: Sequence[str], episodes: int, *, prompts: dict[str, Prompt] | None = None, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Return the agent's episode returns, told each task's sentence (or that in ``prompts``)."""
+    """Return the agent's episode returns, told each task's prompt (or that in ``prompts``)."""
     env = agent.config.env
     told = task_prompts(agent, tasks) | (prompts or {})
     return episode_returns(
@@ -75,20 +76,20 @@ def agent_returns(
 
 
 def task_prompts(agent: Agent, tasks: Sequence[str]) -> dict[str, str]:
-    """Return what the agent is told for each task: the run's own sentence where it has one, else the table's."""
+    """Return what the agent is told for each task: the run's own prompt where it has one, else the table's."""
     own = dict(zip(agent.config.tasks, agent.config.prompts, strict=False))
     return {task: own.get(task) or get_task(task).prompt for task in tasks}
 
 
-def evaluate(agent: Agent, tasks: Sequence[str], episodes: int, *, prompt: str = "", with_random: bool = False,
-             seed: int = 0) -> list[scores.Row]:  # fmt: skip
+def evaluate(agent: Agent, tasks: Sequence[str], episodes: int, *, prompt: Prompt | None = None,
+             with_random: bool = False, seed: int = 0) -> list[scores.Row]:  # fmt: skip
     """Score an agent on tasks, normalised on GenRL's scale (random 0, expert 1).
 
     Args:
         agent: from :func:`bitagent_jax.load`.
         tasks: names; each must be of the agent's body.
         episodes: per task.
-        prompt: one sentence told in every task instead of its own.
+        prompt: told in every task instead of its own; see ``Agent.embed_prompt``.
         with_random: also run the random policy, for comparison.
         seed: of environments and policy.
 
@@ -100,12 +101,14 @@ def evaluate(agent: Agent, tasks: Sequence[str], episodes: int, *, prompt: str =
     for task in tasks:
         if get_task(task).body != agent.config.body:
             raise ValueError(f"task {task} is not of the run's body {agent.config.body}")
-    told = {task: prompt for task in tasks} if prompt else task_prompts(agent, tasks)
+    told = task_prompts(agent, tasks) if prompt is None else {task: prompt for task in tasks}
+    for one in told.values():
+        agent.embed_prompt(one)
     trained = agent_returns(agent, tasks, episodes, prompts=told, seed=seed)
     repeat = agent.config.env.action_repeat
     random = random_returns(tasks, episodes, action_repeat=repeat, seed=seed) if with_random else None
     scales = {name: (TASKS[name].random_score, TASKS[name].expert_score) for name in tasks}
-    return scores.summary(trained, scales, told, random, seed)
+    return scores.summary(trained, scales, {task: prompt_name(one) for task, one in told.items()}, random, seed)
 
 
 def write_scores(rows: list[scores.Row], path: Path) -> Path:

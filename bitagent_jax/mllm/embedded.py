@@ -88,6 +88,7 @@ class EmbeddedEncoder:
     name = "embedded"
     embed_dim = towers.EMBED_DIM
     num_frames = towers.NUM_FRAMES
+    stride = 1
 
     def __init__(self, params: nnx.State, digest: str):
         self.params = params

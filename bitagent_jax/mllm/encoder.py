@@ -9,6 +9,8 @@ import numpy as np
 from bitagent_jax.errors import unknown
 
 EMBEDDED = "embedded"
+CLIP = 8
+"""Rows between the clips of a sequence that the task imagination is matched to: 8 frames, N in the paper."""
 ENCODERS = {
     EMBEDDED: "bitagent_jax.mllm.embedded:load",
     "internvideo2": "bitagent_jax.mllm.internvideo2:load",
@@ -18,6 +20,7 @@ ENCODERS = {
     "siglip": "bitagent_jax.mllm.siglip:load",
     "siglip2": "bitagent_jax.mllm.siglip:load2",
     "hf_torch": "bitagent_jax.mllm.hf_torch:load",
+    "precomputed": "bitagent_jax.mllm.precomputed:load",
 }
 """Every encoder's name and the function that loads it, imported only when asked for."""
 
@@ -31,12 +34,15 @@ class Encoder(Protocol):
         embed_dim: width D of the space.
         num_frames: frames N in a clip, one per agent step.
         fingerprint: changes whenever any embedding could change; the key of cached embeddings.
+        stride: rows between the windows that are embedded unless asked otherwise: 1 where windows share the work of
+            their frames, so that all cost little more than some; else ``CLIP``.
     """
 
     name: str
     embed_dim: int
     num_frames: int
     fingerprint: str
+    stride: int
 
     def embed_video(self, clips: np.ndarray) -> np.ndarray:
         """Embed clips, uint8 [B, N, H, W, 3]; returns float32 [B, D], unit norm."""
@@ -62,7 +68,7 @@ def load_encoder(name: str = EMBEDDED, weights: str = "") -> Encoder:
     Args:
         name: out of ``ENCODERS``.
         weights: a local folder or the id of a repository of the Hugging Face Hub; "" for the embedded encoder,
-            whose weights ship with the package.
+            whose weights ship with the package; KEY:WIDTH for ``precomputed``.
 
     Raises:
         ValueError: there is none of that name (with the nearest match), or its weights cannot be had or do not fit.

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bitagent_jax.mllm.encoder import check_frames, check_sentences
+from bitagent_jax.mllm.encoder import CLIP, check_frames, check_sentences
 from bitagent_jax.mllm.pixels import Pixels
 from bitagent_jax.mllm.towers import patchify, unit
 
@@ -92,6 +92,7 @@ class FrozenEncoder:
         self.name, self.embed_dim, self.num_frames = name, embed_dim, num_frames
         self.tokenize, self.pixels = tokenize, pixels
         self.graph, self.params = graph, jax.device_put(params, NamedSharding(mesh, P()))
+        self.stride = 1 if isinstance(nnx.merge(graph, params), FrameMean) else CLIP
         self._batch, self._sentences = self._round(batch), self._round(_SENTENCES)
         dtype = jax.tree.leaves(params)[0].dtype
         self.fingerprint = _fingerprint(name, digest, pixels, num_frames, dtype)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bitagent_jax.mllm.encoder import check_frames, check_sentences
+from bitagent_jax.mllm.encoder import CLIP, check_frames, check_sentences
 from bitagent_jax.mllm.sources import Source, WeightsError, first_line, locate
 
 EXAMPLES = ("google/siglip-base-patch16-224", "openai/clip-vit-large-patch14")
@@ -41,6 +41,7 @@ class TorchEncoder:
         self._model = _from_folder(transformers.AutoModel, source, dtype=dtype, use_safetensors=True)
         self._model = self._model.eval().to(self._device)
         self._video = hasattr(self._model, "get_video_features")
+        self.stride = CLIP if self._video else 1
         seen = self._video or hasattr(self._model, "get_image_features")
         if not seen or not hasattr(self._model, "get_text_features"):
             kind, needs = type(self._model).__name__, "get_text_features and get_image_features or get_video_features"

@@ -13,7 +13,7 @@ from bitagent_jax.agent.semantics import make_probe
 from bitagent_jax.training import sharding
 from bitagent_jax.training.metrics import Metrics, check_finite, progress
 from bitagent_jax.training.run import RunFolder
-from bitagent_jax.training.session import Session
+from bitagent_jax.training.session import Session, check_inputs
 from bitagent_jax.video import tile
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ def train(path: str | Path, config: ConfigDict) -> RunFolder:
         RunError, ValueError: for bad input, before any work starts.
     """
     primary = jax.process_index() == 0
+    check_inputs(Path(path), config)
     with RunFolder.open(path, config, primary=primary) as run:
         sharding.enable_compilation_cache(run.cache)
         session = Session(run)

@@ -2,6 +2,7 @@
 
     RUN/config.json      the resolved config: all that loading needs
         lock             held by the training process, its pid inside
+        prompts.npz      what it was told, embedded
         episodes/        of config.data.mix (config.data.folder may name another place); online/ of the agent
         checkpoints/  metrics.jsonl  tensorboard/  videos/
         cache/           compiled programs
@@ -35,6 +36,7 @@ RESUMABLE = (  # fields that a later run of the same folder may change: none alt
 LAYOUT = (
     "config.json",
     "lock",
+    "prompts.npz",
     "episodes",
     "online",
     "checkpoints",
@@ -55,6 +57,7 @@ class RunFolder:
     def __init__(self, path: Path, config: ConfigDict, lock: IO[str] | None = None):
         self.path = path
         self.config = config
+        self.prompts = path / "prompts.npz"
         self.checkpoints = path / "checkpoints"
         self.episodes = Path(config.data.folder) if config.data.folder else path / "episodes"
         self.tensorboard = path / "tensorboard"

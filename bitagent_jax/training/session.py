@@ -10,27 +10,47 @@ from ml_collections import ConfigDict
 
 from bitagent_jax.agent.joint import make_train_step
 from bitagent_jax.agent.state import TrainState, build, init_state
-from bitagent_jax.config import default_tasks
+from bitagent_jax.config import default_tasks, validate
 from bitagent_jax.data.behaviors import acting, mixture, need_states, spread
 from bitagent_jax.data.collect import collect
-from bitagent_jax.data.embeddings import embed_folder
+from bitagent_jax.data.embeddings import embed_folder, require_embeddings
 from bitagent_jax.data.episodes import list_episodes
 from bitagent_jax.data.loader import Loader
 from bitagent_jax.data.replay import Replay, load_folder
 from bitagent_jax.envs.pool import EnvPool
 from bitagent_jax.envs.tasks import get_body, get_task
 from bitagent_jax.mllm.encoder import load_encoder
+from bitagent_jax.mllm.precomputed import NAME as PRECOMPUTED
+from bitagent_jax.mllm.precomputed import Precomputed
+from bitagent_jax.mllm.prompts import check_prompt
 from bitagent_jax.policy import Agent, AgentPolicy
 from bitagent_jax.training import sharding
 from bitagent_jax.training.checkpoint import Checkpoints
 from bitagent_jax.training.run import RunFolder
+from bitagent_jax.training.told import tell
 
 logger = logging.getLogger(__name__)
 
 
 def sentences(config: ConfigDict) -> tuple[str, ...]:
-    """Return the sentences to learn: the config's own, or its tasks' prompts."""
+    """Return the prompts to learn, sentences or files: the config's own, or those of its tasks."""
     return tuple(config.prompts) or tuple(get_task(name).prompt for name in config.tasks)
+
+
+def check_inputs(path: Path, config: ConfigDict) -> None:
+    """Check what a config says and the files that it names, before a run folder is made.
+
+    Raises:
+        ValueError: for bad settings, a prompt that is none (of a run that has begun, prompts are kept in its folder),
+            or a data set without the precomputed embeddings.
+    """
+    validate(config)
+    if not (path / "prompts.npz").exists():
+        for prompt in sentences(config):
+            check_prompt(prompt)
+    if config.mllm.encoder == PRECOMPUTED:
+        encoder = load_encoder(PRECOMPUTED, config.mllm.weights)
+        require_embeddings(config.data.folder, encoder.fingerprint, encoder.embed_dim)
 
 
 class Session:
@@ -42,11 +62,12 @@ class Session:
         self.mesh = sharding.make_mesh(self.config.compute.fsdp)
         sharding.check_batch(self.mesh, self.config.train.batch)
         self.encoder = load_encoder(self.config.mllm.encoder, self.config.mllm.weights)
-        self.prompts = self.encoder.embed_text(list(sentences(self.config)))
+        self._precomputed = isinstance(self.encoder, Precomputed)
+        self.told = tell(run.prompts, sentences(self.config), self.encoder, primary=jax.process_index() == 0)
         self.checkpoints = Checkpoints(run.checkpoints, self.config.train.keep)
         self._build_state()
         self._collect_first()
-        self.replay = Replay(self.config.data.capacity)
+        self.replay = Replay(self.config.data.capacity, embed_dim=self.encoder.embed_dim)
         self._add(run.episodes)
         rounds = max(0, self.step - 1) // self.config.data.online_every if self.config.data.online_every else 0
         if rounds:
@@ -65,7 +86,7 @@ class Session:
 
     def train_step(self, stage: int):
         """Compile the stage's ``train_step(state, batch) -> (state, metrics)`` for this mesh."""
-        step = make_train_step(self.graph, self.config, self.prompts, stage)
+        step = make_train_step(self.graph, self.config, self.told.embeddings, stage)
         batch, whole = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
         return jax.jit(
             step,
@@ -83,7 +104,7 @@ class Session:
 
     def agent(self) -> Agent:
         """Return the present policy."""
-        return Agent(self.config, self.state.params, self.encoder)
+        return Agent(self.config, self.state.params, self.encoder, self.told.known)
 
     def collect_online(self, step: int) -> None:
         """Collect the round of episodes that is due at a step with the present policy, one sentence a slot."""
@@ -99,7 +120,7 @@ class Session:
                 episodes=data.online_episodes, folder=self.online_folder, start=number,
                 seed=self.config.seed + step, metas=[{"policy": f"agent at step {step}"}] * pool.num_envs,
             )  # fmt: skip
-        embed_folder(self.online_folder, self.encoder)
+        self._embed(self.online_folder)
         self._add(self.online_folder, start=number, limit=number + len(paths))
 
     def _build_state(self) -> None:
@@ -124,9 +145,17 @@ class Session:
                     pool, acting(behaviors), episodes=data.episodes, folder=folder, seed=seed,
                     metas=[b.meta() for b in behaviors],
                 )  # fmt: skip
+        _meet("episodes collected")
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("episodes collected")
-        embed_folder(folder, self.encoder)
+            self._embed(folder, share=(jax.process_index(), jax.process_count()))
+            _meet("episodes embedded")
+        self._embed(folder)  # where the processes have each a copy of the folder, the others' share is still missing
+
+    def _embed(self, folder: Path, share: tuple[int, int] = (0, 1)) -> None:
+        """Embed the rows that training reads: the encoder's own, but all if imagined steps hold an embedding."""
+        if not self._precomputed:
+            stride = 1 if self.config.imagination.semantics == "hold" else 0
+            embed_folder(folder, self.encoder, stride=stride, share=share)
 
     def _pool(self, tasks: list[str], state: bool = False) -> EnvPool:
         env = self.config.env
@@ -137,8 +166,14 @@ class Session:
 
     def _add(self, folder: Path, start: int = 0, limit: int | None = None) -> None:
         load_folder(folder, self.replay, fingerprint=self.encoder.fingerprint, start=start, limit=limit)
-        if labels := sorted(self.replay.labels):
+        if not self._precomputed and (labels := sorted(self.replay.labels)):
             self.replay.set_texts(dict(zip(labels, self.encoder.embed_text(labels), strict=True)))
+
+
+def _meet(where: str) -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def _wanted(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,7 +5,15 @@ import logging
 import numpy as np
 import pytest
 
-from bitagent_jax.data.embeddings import cache_path, embed_folder, open_embedding, write_embedding
+from bitagent_jax.data.embeddings import (
+    cache_path,
+    embed_folder,
+    list_embeddings,
+    open_embedding,
+    require_embeddings,
+    stride_of,
+    write_embedding,
+)
 from bitagent_jax.data.episodes import write_episode
 from bitagent_jax.data.records import open_records, write_records
 
@@ -14,9 +22,14 @@ class MeanEncoder:
     """Embeds a window of 3 frames as (mean, 1), and counts its calls."""
 
     fingerprint = "mean-3"
+    num_frames = 3
 
-    def __init__(self):
-        self.calls = 0
+    def __init__(self, stride=1):
+        self.calls, self.clips, self.stride = 0, 0, stride
+
+    def embed_video(self, clips):
+        self.clips += len(clips)
+        return np.stack([clips.mean((1, 2, 3, 4), dtype=np.float32), np.ones(len(clips), np.float32)], 1)
 
     def embed_windows(self, frames):
         self.calls += 1
@@ -78,6 +91,63 @@ def test_damaged_and_stale_caches_are_errors_to_readers_and_computed_again(folde
     assert caplog.text.count("computing them again") == 3
     assert read(folder / "1.ep", "mean-3")[0].shape == (7, 2)
     assert embed_folder(folder, encoder) == 0
+
+
+def test_a_stride_embeds_the_rows_that_end_a_clip_and_no_others(folder, make_arrays):
+    """Of 21 rows, those of stride 8 are 7 and 15; of 6 rows, none."""
+    write_episode(folder, make_arrays(21), {}, name="long")
+    encoder = MeanEncoder(stride=8)
+    assert embed_folder(folder, encoder) == 4 and encoder.clips == 2 and not encoder.calls
+    embedding, has = read(folder / "long.ep", "mean-3")
+    assert np.flatnonzero(has).tolist() == [7, 15]
+    np.testing.assert_allclose(embedding[[7, 15]], [[6, 1], [14, 1]])
+    assert not embedding[~has].any() and not read(folder / "0.ep", "mean-3")[1].any()
+
+
+def test_the_first_rows_of_a_stride_may_lack_a_full_window(folder):
+    """Rows 1, 3, 5 of stride 2, of which row 1 has two frames behind it, not three."""
+    embed_folder(folder, MeanEncoder(), stride=2)
+    assert np.flatnonzero(read(folder / "0.ep", "mean-3")[1]).tolist() == [3, 5]
+
+
+def test_denser_embeddings_serve_for_sparser_ones_but_not_the_other_way(folder):
+    encoder = MeanEncoder()
+    strides = lambda: [stride_of(open_records(path)) for path in sorted(folder.glob("*.emb"))]  # noqa: E731
+    assert embed_folder(folder, encoder, stride=4) == 3 and strides() == [4, 4, 4]
+    assert embed_folder(folder, encoder, stride=8) == 0
+    assert embed_folder(folder, encoder, stride=2) == 3 and strides() == [2, 2, 2]
+    assert embed_folder(folder, encoder) == 3 and strides() == [1, 1, 1]
+    assert embed_folder(folder, encoder, stride=4) == 0
+    with pytest.raises(ValueError, match=r"every 3th row: the stride must be one of \(1, 2, 4, 8\)"):
+        embed_folder(folder, encoder, stride=3)
+
+
+def test_processes_share_a_folder(folder):
+    first, second = MeanEncoder(), MeanEncoder()
+    assert embed_folder(folder, first, share=(0, 2)) == 2 and embed_folder(folder, second, share=(1, 2)) == 1
+    assert embed_folder(folder, first) == 0
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(folder, monkeypatch):
+    encoder = MeanEncoder()
+    embed = encoder.embed_windows
+    monkeypatch.setattr(encoder, "embed_windows", lambda frames: embed(frames) if encoder.calls < 2 else exit())
+    with pytest.raises(SystemExit):
+        embed_folder(folder, encoder)
+    assert len(list(folder.glob("*.emb"))) == 2 and not list(folder.glob("*.tmp"))
+    assert embed_folder(folder, MeanEncoder()) == 1
+
+
+def test_embeddings_are_listed_and_those_that_are_not_there_are_named(folder):
+    embed_folder(folder, MeanEncoder())
+    write_embedding(open_records(folder / "0.ep"), "genrl-clip_video", np.ones((6, 5)), np.ones(6, bool))
+    (folder / "1.broken.emb").write_bytes(b"x")
+    assert list_embeddings(folder) == {"mean-3": 2, "genrl-clip_video": 5}
+    require_embeddings(folder, "mean-3", 2)
+    with pytest.raises(ValueError, match="'genrl-clip_vdeo:5'. Did you mean 'genrl-clip_video:5'.*mean-3:2"):
+        require_embeddings(folder, "genrl-clip_vdeo", 5)
+    with pytest.raises(ValueError, match="'mean-3:512'. Did you mean 'mean-3:2'"):
+        require_embeddings(folder, "mean-3", 512)
 
 
 def test_corrupt_episodes_are_skipped(folder, caplog):

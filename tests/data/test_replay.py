@@ -89,9 +89,38 @@ def test_the_oldest_whole_episodes_leave_first(make_episode):
         Replay(0)
 
 
-def embedded(episode, embedding, has):
-    write_embedding(episode, "abc", embedding, has)
+def embedded(episode, embedding, has, stride=1):
+    write_embedding(episode, "abc", embedding, has, stride)
     return open_embedding(episode, "abc")
+
+
+def test_sequences_are_aligned_to_embeddings_that_have_a_stride(make_episode):
+    """Of rows 9, 6, 21 with length 6 and a stride of 4, 1, 1 and 4 are starts; rows 3, 7, ... end a clip."""
+    replay, strides = Replay(100), {9: 4, 6: 1, 21: 2}
+    for number, (rows, stride) in enumerate(strides.items()):
+        has = np.arange(rows) % stride == stride - 1
+        replay.add(make_episode(rows, number), embedded(make_episode(rows, number), np.ones((rows, 2)), has, stride))
+    batch = replay.sample(1200, 6, rng())
+    starts, counts = np.unique(batch["reward"][:, 0], return_counts=True)
+    assert starts.tolist() == [0, 1000, 2000, 2004, 2008, 2012]
+    assert np.abs(counts - 1200 / 36 * np.array([9, 6, 9, 4, 4, 4])).max() < 5 * np.sqrt(1200 * 3 / 16)
+    assert batch["has_embedding"][:, 3].all() and not batch["has_embedding"][batch["reward"][:, 0] == 0][:, :3].any()
+
+
+def test_once_the_embeddings_with_a_stride_have_left_every_start_is_drawn_again(make_episode):
+    replay = Replay(20)
+    replay.add(make_episode(8, 0), embedded(make_episode(8, 0), np.ones((8, 2)), np.arange(8) == 7, 8))
+    assert set(replay.sample(50, 6, rng())["reward"][:, 0]) == {0}
+    replay.add(make_episode(20, 1))
+    assert len(set(replay.sample(500, 6, rng())["reward"][:, 0])) == 15
+
+
+def test_a_width_can_be_demanded(make_episode):
+    replay, episode = Replay(100, embed_dim=3), make_episode(6)
+    with pytest.raises(ValueError, match=r"expected embeddings of width 3, got shape \(2,\)"):
+        replay.add(episode, embedded(episode, np.ones((6, 2)), np.ones(6, bool)))
+    replay.add(episode)
+    assert replay.sample(1, 2, rng())["embedding"].shape == (1, 2, 3)
 
 
 def test_embeddings_and_texts_are_masked_where_absent(make_episode):

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from bitagent_jax.mllm.encoder import Encoder
-from bitagent_jax.mllm.frozen import FrozenEncoder
+from bitagent_jax.mllm.frozen import FrameMean, FrozenEncoder
 from bitagent_jax.mllm.pixels import Pixels
 from bitagent_jax.mllm.towers import unit
 
@@ -93,6 +93,16 @@ def test_each_function_is_compiled_once_whatever_the_lengths(frames):
         encoder.embed_text(["run"] * count)
     assert TRACES == ["frame", "frame", "text"]
     assert encoder.embed_video(np.zeros((0, 3, 8, 8, 3), np.uint8)).shape == (0, 4)
+
+
+def test_every_window_is_embedded_only_where_windows_share_their_frames(encoder):
+    class Mean(FrameMean):
+        def __init__(self, rngs):
+            self.image = nnx.Linear(3, 4, rngs=rngs)
+
+    graph, params = nnx.split(Mean(nnx.Rngs(0)))
+    fixed = dict(tokenize=tokenize, pixels=Pixels((8, 8)), embed_dim=4, num_frames=3, digest="x")
+    assert (encoder.stride, FrozenEncoder("mean", graph, params, **fixed).stride) == (8, 1)
 
 
 def test_bad_input_is_refused(encoder):
