@@ -11,8 +11,8 @@ from bitagent_jax.agent.fusion import Expert, Fusion
 EMBED, STATE, WIDTH, LAYERS = 4, 3, 6, 2
 
 
-def make(kind="tamf", layers=LAYERS, scale=0.5, width=WIDTH):
-    settings = types.SimpleNamespace(kind=kind, layers=layers, width=width, layer_scale=scale)
+def make(kind="tamf", layers=LAYERS, scale=0.5, width=WIDTH, skip=False):
+    settings = types.SimpleNamespace(kind=kind, layers=layers, width=width, layer_scale=scale, skip=skip)
     return Fusion(settings, EMBED, STATE, rngs=nnx.Rngs(0))
 
 
@@ -110,3 +110,13 @@ def test_a_task_is_broadcast_over_time():
     fusion, (embedding, state, task) = make(), inputs()
     rows = fusion(embedding[:, None].repeat(3, 1), jnp.ones((5, 3), bool), state[:, None].repeat(3, 1), task[:, None])
     np.testing.assert_allclose(rows[:, 2], fusion(embedding, jnp.ones(5, bool), state, task), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tamf", "concat", "none"])
+def test_with_skip_the_state_follows_the_fused_part(kind):
+    plain, skipping, (embedding, state, tau) = make(kind), make(kind, skip=True), inputs()
+    has = jnp.ones(5, bool)
+    got = skipping(embedding, has, state, tau)
+    np.testing.assert_array_equal(got[:, :WIDTH], plain(embedding, has, state, tau))
+    np.testing.assert_array_equal(got[:, WIDTH:], state)
+    assert (plain.outputs, skipping.outputs) == (WIDTH, WIDTH + STATE)
