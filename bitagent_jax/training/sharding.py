@@ -109,17 +109,25 @@ def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def initialize_distributed() -> bool:
     """Join the other processes of a multi-host run if the environment names them; return whether it did.
 
-    Reads ``JAX_COORDINATOR_ADDRESS`` (with ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``), or a SLURM job of
-    more than one task, which JAX detects by itself. Call before the first use of a device.
+    Reads ``JAX_COORDINATOR_ADDRESS`` with ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. In a SLURM job of more than
+    one task, and wherever ``BITAGENT_DISTRIBUTED=1`` says so (TPU slices), JAX finds the others by itself. Call before
+    the first use of a device.
+
+    Raises:
+        ValueError: an address without number and index of the processes.
     """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        jax.distributed.initialize(
-            coordinator_address=address,
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
+        numbers = [os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+        if not all(number.isdigit() for number in numbers):
+            raise ValueError(
+                f"JAX_COORDINATOR_ADDRESS={address} needs JAX_NUM_PROCESSES and JAX_PROCESS_ID, two whole numbers; "
+                f"got {numbers[0]!r} and {numbers[1]!r}"
+            )
+        count, index = map(int, numbers)
+        jax.distributed.initialize(coordinator_address=address, num_processes=count, process_id=index)
         return True
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    if slurm or os.environ.get("BITAGENT_DISTRIBUTED") == "1":
         jax.distributed.initialize()
         return True
     return False
