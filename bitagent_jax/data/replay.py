@@ -92,13 +92,17 @@ class Replay:
         gone = int(np.argmax(rows.sum() - np.concatenate([[0], np.cumsum(rows)]) <= self.capacity))
         self._held = (*episodes, _Episode(episode, embedding))[gone:], rows[gone:]
 
-    def sample(self, batch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def sample(
+        self, batch: int, length: int, rng: np.random.Generator, rows: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Draw sequences uniformly from all (episode, start) pairs; none crosses an episode's end.
 
         Args:
             batch: number of sequences B.
             length: rows T of each.
             rng: the only source of chance: equal contents and generators give equal batches.
+            rows: which of the B sequences to read and return, int [b]; None for all. The others cost nothing, so that
+                several processes read one batch together.
 
         Returns:
             Fresh arrays: image uint8 [B,T,H,W,3], action float32 [B,T,A], is_first bool [B,T] (true only at true
@@ -119,6 +123,7 @@ class Replay:
                 f"episodes has {longest}"
             )
         draws = rng.integers(ends[-1], size=batch)
+        draws = draws if rows is None else draws[rows]
         picks = np.searchsorted(ends, draws, side="right")
         starts = draws - np.concatenate([[0], ends])[picks]
         chosen = [episodes[pick] for pick in picks]

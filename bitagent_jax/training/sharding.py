@@ -7,11 +7,13 @@ The same ``jit`` program runs on one CPU, eight fake ones, one GPU or many hosts
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -82,6 +84,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def jit_step(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
+    """Jit ``step(state, batch) -> (state, metrics)`` for a mesh; the state, placed by ``shardings``, is donated."""
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
 def check_batch(mesh: Mesh, batch: int) -> None:
     """Check that the global batch divides over the devices.
 
@@ -94,8 +106,14 @@ def check_batch(mesh: Mesh, batch: int) -> None:
         raise ValueError(f"config.train.batch={batch} is not divisible by the {mesh.size} devices; use {near}")
 
 
+def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Return which rows of a global batch the devices of this process hold, ascending: int ``[B / processes]``."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[index] for index in held]))
+
+
 def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Put this process's rows ``[B / processes, ...]`` of a batch on the devices, axis 0 split over all.
+    """Put this process's rows (``local_rows``) of a batch on the devices, axis 0 split over all.
 
     The arrays must be fresh: on a CPU ``device_put`` may keep the NumPy buffer instead of a copy, so that a
     writer who reuses it would change the batch.
@@ -131,6 +149,17 @@ def initialize_distributed() -> bool:
         jax.distributed.initialize()
         return True
     return False
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process of the run has come to this point; the name tells the points apart."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def on_host(tree: Any) -> Any:
+    """Return arrays that this process can use alone; with several processes, all have to call it."""
+    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree
 
 
 def enable_compilation_cache(folder: Path) -> None:
