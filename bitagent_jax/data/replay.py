@@ -93,7 +93,7 @@ class Replay:
         self._held = (*episodes, _Episode(episode, embedding))[gone:], rows[gone:]
 
     def sample(
-        self, batch: int, length: int, rng: np.random.Generator, rows: np.ndarray | None = None
+        self, batch: int, length: int, rng: np.random.Generator, only: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """Draw sequences uniformly from all (episode, start) pairs; none crosses an episode's end.
 
@@ -101,7 +101,7 @@ class Replay:
             batch: number of sequences B.
             length: rows T of each.
             rng: the only source of chance: equal contents and generators give equal batches.
-            rows: which of the B sequences to read and return, int [b]; None for all. The others cost nothing, so that
+            only: which of the B sequences to read and return, int [b]; None for all. The others cost nothing, so that
                 several processes read one batch together.
 
         Returns:
@@ -123,7 +123,7 @@ class Replay:
                 f"episodes has {longest}"
             )
         draws = rng.integers(ends[-1], size=batch)
-        draws = draws if rows is None else draws[rows]
+        draws = draws if only is None else draws[only]
         picks = np.searchsorted(ends, draws, side="right")
         starts = draws - np.concatenate([[0], ends])[picks]
         chosen = [episodes[pick] for pick in picks]

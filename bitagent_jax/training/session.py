@@ -72,9 +72,9 @@ class Session:
 
     def loader(self) -> Loader:
         """Start drawing the batches of the present step and those after it."""
-        train, rows = self.config.train, sharding.local_rows(self.mesh, self.config.train.batch)
+        train, mine = self.config.train, sharding.local_rows(self.mesh, self.config.train.batch)
         return Loader(
-            self.replay, train.batch, train.length, seed=self.config.seed, start_step=self.step, rows=rows,
+            self.replay, train.batch, train.length, seed=self.config.seed, start_step=self.step, only=mine,
             place=lambda batch: sharding.place(self.mesh, _wanted(batch)),
         )  # fmt: skip
 
