@@ -163,8 +163,11 @@ def on_host(tree: Any) -> Any:
 
 
 def enable_compilation_cache(folder: Path) -> None:
-    """Keep compiled programs in the folder, so that a resumed run starts without compiling again."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    """Keep compiled programs in the folder, so that a resumed run starts without compiling again.
+
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder, for example one that several runs share.
+    """
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

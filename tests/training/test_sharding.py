@@ -135,6 +135,15 @@ assert os.listdir(sys.argv[1]), "nothing was cached"
 """
 
 
+@pytest.mark.parametrize("shared, expected", [("", "run/cache"), ("all/cache", "all/cache")])
+def test_compiled_programs_are_kept_in_the_run_or_where_the_variable_says(monkeypatch, shared, expected):
+    told = {}
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", shared)
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    sharding.enable_compilation_cache("run/cache")
+    assert told["jax_compilation_cache_dir"] == expected and told["jax_persistent_cache_min_compile_time_secs"] < 1
+
+
 def test_eight_devices_compute_what_one_does(tmp_path):
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", EIGHT, str(tmp_path)], env=env, timeout=60, check=True)
