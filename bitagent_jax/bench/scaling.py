@@ -103,7 +103,7 @@ def parameter_shapes(params: Any, fsdp: int) -> set[tuple[int, ...]]:
 
 def carried(shape: tuple[int, ...], parameters: set[tuple[int, ...]]) -> str:
     """Tell by its shape what a tensor between devices is: ``parameters`` (so are gradients), ``scalars``, ``other``."""
-    if _bare(shape) in parameters:
+    if math.prod(shape) > 1 and _bare(shape) in parameters:
         return "parameters"
     return "scalars" if math.prod(shape) <= SCALARS else "other"
 

@@ -55,12 +55,13 @@ def data(tmp_path_factory):
 class Group:
     """The processes of one run; killed at the end of the ``with`` block, since JAX catches gentler signals."""
 
-    def __init__(self, arguments, processes: int, devices: int):
+    def __init__(self, arguments, cache, processes: int, devices: int):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         env |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        env["JAX_COMPILATION_CACHE_DIR"] = str(cache)
         if processes > 1:
             env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
         command = [sys.executable, "-m", "bitagent_jax", "train", *map(str, arguments)]
@@ -106,25 +107,25 @@ def read_params(folder):
 def test_two_processes_die_and_come_back_on_other_devices(command, data, tmp_path):
     settings = command.settings(**{name.replace(".", "__"): value for name, value in FIELDS.items()},
                                 data__folder=data)  # fmt: skip
-    whole, folder = tmp_path / "whole", tmp_path / "interrupted"
-    with Group([whole, *settings, "--config.compute.fsdp=1"], 1, 1) as one:
+    whole, folder, cache = tmp_path / "whole", tmp_path / "interrupted", tmp_path / "cache"
+    with Group([whole, *settings, "--config.compute.fsdp=1"], cache, 1, 1) as one:
         one.end(0)
 
     checkpoints = Checkpoints(folder / "checkpoints")
-    with Group([folder, *settings], 2, 1) as two:
+    with Group([folder, *settings], cache, 2, 1) as two:
         two.wait_until(lambda: (checkpoints.latest_step() or 0) >= 4)
         for process in two.processes:
             process.send_signal(signal.SIGKILL)
     died = checkpoints.latest_step()
     assert 4 <= died < 20
 
-    with Group([folder, *settings], 2, 1) as two:  # only one of them is told to leave
+    with Group([folder, *settings], cache, 2, 1) as two:  # only one of them is told to leave
         two.wait_until(lambda: max(rows(folder), default=0) > died)
         two.processes[1].send_signal(signal.SIGTERM)
         two.end(143)
     assert died < checkpoints.latest_step() < 20
 
-    with Group([folder, *settings], 1, 4) as four:
+    with Group([folder, *settings], cache, 1, 4) as four:
         four.end(0)
     left, right = rows(whole), rows(folder)
     assert sorted(left) == sorted(right) == list(range(1, 21))
