@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import importlib
 import importlib.util
 import logging
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from bitagent_jax import errors
+from bitagent_jax.bench import commands as benches
 
 EXPECTED = (ValueError, RuntimeError, FloatingPointError)  # bad input and failures that carry their own explanation
 
@@ -21,6 +21,11 @@ def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
         _fail("bitagent", errors.unknown("verb", argv[0], VERBS))
+    if argv[:1] == ["bench"]:
+        try:
+            benches.check_name(argv[1:])
+        except ValueError as error:
+            _fail("bitagent bench", error)
     args, rest = _parser().parse_known_args(argv)
     try:
         VERBS[args.verb][0](args, rest)
@@ -227,11 +232,16 @@ def _quickstart(args, rest) -> None:
 
 
 def _bench(args, rest) -> None:
-    _no_more(rest)
-    if args.name not in BENCHES:
-        raise errors.unknown("benchmark", args.name, BENCHES)
-    module = importlib.import_module(f"bitagent_jax.bench.{args.name}")
-    print(module.bench(args.task, num_envs=args.num_envs, repeats=args.repeats, seconds=args.seconds))
+    from bitagent_jax.config import make_config
+
+    config = None
+    if args.name in benches.CONFIGURED:
+        config = parse_config(rest, default=make_config(args.body, args.preset))
+        files = [arg.partition("=")[2] for arg in rest if arg.startswith("--config=")]
+        args.preset = files[-1] if files else args.preset
+    else:
+        _no_more(rest)
+    print(benches.run(args, config))
 
 
 def _prompt(text: str | None) -> str | None:
@@ -245,7 +255,6 @@ def _no_more(rest: list[str]) -> None:
         raise ValueError(f"unexpected arguments: {' '.join(rest)}")
 
 
-BENCHES = ("pool",)
 PROMPT = "a sentence, paraphrases 'run fast | sprint', a clip .mp4 .gif .npz, a picture .png .jpg, an embedding .npy"
 VERBS = {
     "quickstart": (_quickstart, "train, evaluate and film a small agent on this machine, from nothing"),
@@ -258,7 +267,7 @@ VERBS = {
     "evaluate": (_evaluate, "score a run in the simulator"),
     "imagine": (_imagine, "film what a run makes of a prompt"),
     "diagnose": (_diagnose, "hold the rewards of sentences against the true ones, on recorded episodes"),
-    "bench": (_bench, "measure speed on this machine: " + ", ".join(BENCHES)),
+    "bench": (_bench, "measure speed on this machine: " + ", ".join(benches.BENCHES)),
 }
 
 
@@ -308,11 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     add["diagnose"].add_argument("--weights", default="", help="of other encoders: a folder, or owner/name on the Hub")
     add["diagnose"].add_argument("--windows", type=int, default=8, help="judged of each episode")
     add["diagnose"].add_argument("--out", help="folder for diagnose.json and diagnose.png; SOURCE by default")
-    add["bench"].add_argument("name", help=", ".join(BENCHES))
-    add["bench"].add_argument("--task", default="walker_walk")
-    add["bench"].add_argument("--num-envs", type=int, default=4)
-    add["bench"].add_argument("--repeats", type=int, default=5, help="rounds, of which medians are taken")
-    add["bench"].add_argument("--seconds", type=float, default=2.0, help="of each contestant in each round")
+    benches.add(add["bench"])
     for name in ("evaluate", "imagine", "collect", "diagnose"):
         add[name].add_argument("--step", type=int, help="checkpoint; the newest by default")
     for name in ("evaluate", "imagine", "collect"):

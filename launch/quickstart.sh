@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The main job on this machine: installs into .venv, checks rendering, then trains and evaluates walker
 # from the sentences for stand, walk and run (2 CPU cores: README.md says how long). Run it again to resume.
-# Usage: bash launch/quickstart.sh [options of `bitagent quickstart`]
+# Usage: [DRY_RUN=1] bash launch/quickstart.sh [options of `bitagent quickstart`]
+# shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 make_venv
 check_opengl
-exec python -m bitagent_jax quickstart runs/quickstart "$@"
+run exec python -m bitagent_jax quickstart runs/quickstart "$@"

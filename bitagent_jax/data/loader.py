@@ -14,7 +14,7 @@ from bitagent_jax.data.replay import Replay
 class Loader:
     """An endless iterator over batches, the next few being drawn and placed while the last is used.
 
-    The batch of step s is ``place(replay.sample(batch, length, default_rng((seed, s))))``: a run resumed at step s
+    The batch of step s is ``place(replay.sample(batch, length, default_rng((seed, s)), only))``: a run resumed at s
     continues exactly as one that never stopped, provided that the replay is the same. So do not add episodes
     while a loader draws: close it, add, and start another at the present step.
     """
@@ -29,6 +29,7 @@ class Loader:
         start_step: int = 0,
         place: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
         ahead: int = 2,
+        only: np.ndarray | None = None,
     ):
         """Start drawing.
 
@@ -40,11 +41,12 @@ class Loader:
             place: turns a NumPy batch into what is handed out, for example by ``jax.device_put``. Its arrays are
                 never written again, so that placing without a copy is safe.
             ahead: batches kept ready.
+            only: which of the B sequences this process reads, int [b]; None for all.
         """
         self._buffer = _Buffer(ahead)
 
         def draw(step: int) -> Any:
-            return place(replay.sample(batch, length, np.random.default_rng((seed, step))))
+            return place(replay.sample(batch, length, np.random.default_rng((seed, step)), only))
 
         self._thread = threading.Thread(target=_fill, args=(self._buffer, draw, start_step), daemon=True)
         self._stop = weakref.finalize(self, _stop, self._buffer, self._thread)

@@ -94,7 +94,9 @@ class Replay:
         gone = int(np.argmax(rows.sum() - np.concatenate([[0], np.cumsum(rows)]) <= self.capacity))
         self._held = (*episodes, _Episode(episode, embedding))[gone:], rows[gone:], strides[gone:]
 
-    def sample(self, batch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def sample(
+        self, batch: int, length: int, rng: np.random.Generator, only: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Draw sequences that end in uniformly drawn rows; none crosses an episode's end.
 
         What would begin before an episode does begins with it, so that its first rows, where bodies fall and rise,
@@ -108,6 +110,8 @@ class Replay:
             batch: number of sequences B.
             length: rows T of each.
             rng: the only source of chance: equal contents and generators give equal batches.
+            only: which of the B sequences to read and return, int [b]; None for all. The others cost nothing, so that
+                several processes read one batch together.
 
         Returns:
             Fresh arrays: image uint8 [B,T,H,W,3], action float32 [B,T,A], is_first bool [B,T] (true only at true
@@ -129,6 +133,7 @@ class Replay:
                 f"episodes has {longest}"
             )
         draws = rng.integers(ends[-1], size=batch)
+        draws = draws if only is None else draws[only]
         picks = np.searchsorted(ends, draws, side="right")
         within = draws - np.concatenate([[0], ends])[picks]
         starts = np.clip(within - (length - 1), 0, rows[picks] - length) // stride * stride

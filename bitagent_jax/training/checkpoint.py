@@ -16,6 +16,8 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from bitagent_jax.training.sharding import wait_for_all
+
 logger = logging.getLogger(__name__)
 
 
@@ -117,6 +119,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 for later in (found for found in self.steps() if found >= step):
                     _set_aside(self.folder / str(later))
+            wait_for_all("checkpoints set aside")
             self._writer = ocp.training.Checkpointer(
                 self.folder,
                 preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bitagent_jax.agent import visual
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 def train(path: str | Path, config: ConfigDict) -> RunFolder:
     """Train a run to its last step, or continue it: stage 1 (model), then stage 2 (behaviour, joint optimisation).
 
-    SIGTERM saves a checkpoint and leaves with SystemExit(143); the same call continues from the last checkpoint.
+    SIGTERM saves a checkpoint and leaves with SystemExit(143); the same call continues from the last checkpoint. Of
+    several processes, one that gets the signal makes all leave at one step.
 
     Raises:
         NonFiniteLoss: with step and losses; the last good checkpoint stays.
@@ -38,6 +40,7 @@ def train(path: str | Path, config: ConfigDict) -> RunFolder:
             for stage, until in enumerate(stages, start=1):
                 if session.step < until:
                     run_stage(session, stage, until, metrics, stop)
+        sharding.wait_for_all("run ended")
     return run
 
 
@@ -45,7 +48,8 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
     """Update until step ``until``, reporting, saving and collecting at their intervals."""
     every, data = session.config.train, session.config.data
     train_step, step, loader = session.train_step(stage), session.step, session.loader()
-    probe = jax.jit(make_probe(session.graph, session.prompts))
+    probe = make_probe(session.graph, session.told.embeddings)
+    probe = jax.jit(probe, out_shardings=sharding.replicated(session.mesh))
     try:
         with progress(until, step, desc=f"stage {stage}") as bar:
             while step < until:
@@ -56,7 +60,7 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
                 batch = next(loader)
                 session.state, values = train_step(session.state, batch)
                 step += 1
-                leaving = stop.requested
+                leaving = stop.due(step)
                 last = step == until or leaving
                 if last or step % every.log_every == 0 or step % every.checkpoint_every == 0:
                     floats = check_finite(step, values | probe(session.state.params, batch))
@@ -69,6 +73,7 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
                 bar.update()
                 if leaving:
                     session.checkpoints.close()
+                    sharding.wait_for_all("saved and leaving")  # a process that ends early would end the others
                     raise SystemExit(143)
     finally:
         loader.close()
@@ -76,9 +81,12 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
 
 def open_loop_video(session: Session, batch: dict, count: int = 4, context: int = 5) -> np.ndarray:
     """Draw truth, reconstruction and open-loop prediction of a few sequences: uint8 ``[T, H, W, 3]``."""
-    rows = {name: value[:count] for name, value in batch.items()}
-    draw = jax.jit(visual.open_loop, static_argnums=(0, 3))
-    frames = draw(session.graph, session.state.params, rows, context, jax.random.key(0))
+
+    def draw(params, batch):
+        rows = {name: value[:count] for name, value in batch.items()}
+        return visual.open_loop(session.graph, params, rows, context, jax.random.key(0))
+
+    frames = jax.jit(draw, out_shardings=sharding.replicated(session.mesh))(session.state.params, batch)
     sheets = {name: np.concatenate(np.asarray(value), axis=1) for name, value in frames.items()}
     return tile(sheets, height=64 * count)
 
@@ -89,17 +97,30 @@ def _note(values: dict[str, float]) -> str:
 
 
 class _Sigterm:
-    """While open, SIGTERM only sets ``requested``, so that the loop can save and leave."""
+    """While open, SIGTERM only makes a step ``due``, so that the loop can save and leave.
+
+    Of several processes JAX has caught the signal since they were joined, and agrees with all on the step.
+    """
 
     requested = False
 
     def __enter__(self):
-        self._before = signal.signal(signal.SIGTERM, self._request)
+        self._together = jax.process_count() > 1
+        self._before = signal.getsignal(signal.SIGTERM)
+        if not self._together:
+            signal.signal(signal.SIGTERM, self._request)
         return self
+
+    def due(self, step: int) -> bool:
+        """Say whether this is the step to leave at; to be asked at every step."""
+        if self._together and multihost_utils.reached_preemption_sync_point(step):
+            self._request()
+        return self.requested
 
     def _request(self, *_) -> None:
         logger.warning("SIGTERM: saving and leaving")
         self.requested = True
 
     def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if not self._together:
+            signal.signal(signal.SIGTERM, self._before)

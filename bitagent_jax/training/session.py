@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bitagent_jax.agent.joint import make_train_step
@@ -87,41 +86,45 @@ class Session:
     def train_step(self, stage: int):
         """Compile the stage's ``train_step(state, batch) -> (state, metrics)`` for this mesh."""
         step = make_train_step(self.graph, self.config, self.told.embeddings, stage)
-        batch, whole = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
-        return jax.jit(
-            step,
-            in_shardings=(self._shardings, batch),
-            out_shardings=(self._shardings, whole),
-            donate_argnums=0,
-        )
+        compiled = sharding.jit_step(step, self.mesh, self._shardings)
+        if jax.process_count() > 1 and jax.default_backend() == "cpu":  # gloo can deadlock with two steps in flight
+            return lambda state, batch: jax.block_until_ready(compiled(state, batch))
+        return compiled
 
     def loader(self) -> Loader:
         """Start drawing the batches of the present step and those after it."""
-        train, processes = self.config.train, jax.process_count()
-        seed = self.config.seed * processes + jax.process_index()
-        place = lambda batch: sharding.place(self.mesh, _wanted(batch))  # noqa: E731
-        return Loader(self.replay, train.batch // processes, train.length, seed=seed, start_step=self.step, place=place)
+        train, mine = self.config.train, sharding.local_rows(self.mesh, self.config.train.batch)
+        return Loader(
+            self.replay, train.batch, train.length, seed=self.config.seed, start_step=self.step, only=mine,
+            place=lambda batch: sharding.place(self.mesh, _wanted(batch)),
+        )  # fmt: skip
 
     def agent(self) -> Agent:
-        """Return the present policy."""
-        return Agent(self.config, self.state.params, self.encoder, self.told.known)
+        """Return the present policy; of several processes all have to ask for it."""
+        return Agent(self.config, sharding.on_host(self.state.params), self.encoder, self.told.known)
 
     def collect_online(self, step: int) -> None:
-        """Collect the round of episodes that is due at a step with the present policy, one sentence a slot."""
+        """Collect the round of episodes that is due at a step with the present policy; the first process does."""
+        data, agent = self.config.data, self.agent()
+        number = (step // data.online_every - 1) * data.online_episodes
+        if jax.process_index() == 0:
+            self._collect_round(agent, step, number)
+        sharding.wait_for_all(f"episodes of step {step}")
+        self._add(self.online_folder, start=number, limit=number + data.online_episodes)
+
+    def _collect_round(self, agent: Agent, step: int, number: int) -> None:
+        """Collect episodes from ``number`` on, one sentence a slot, and embed them."""
         data, prompts = self.config.data, sentences(self.config)
         tasks = tuple(self.config.tasks) or default_tasks(self.config.body)[:1]
         slots = range(min(data.online_episodes, self.config.env.num_envs))
-        number = (step // data.online_every - 1) * data.online_episodes
         slot_prompts = [prompts[(number + i) % len(prompts)] for i in slots]
-        agent = self.agent()
         with self._pool([tasks[(number + i) % len(tasks)] for i in slots]) as pool:
-            paths = collect(
+            collect(
                 pool, lambda _, seed: AgentPolicy(agent, slot_prompts, sample=True, seed=seed),
                 episodes=data.online_episodes, folder=self.online_folder, start=number,
                 seed=self.config.seed + step, metas=[{"policy": f"agent at step {step}"}] * pool.num_envs,
             )  # fmt: skip
         self._embed(self.online_folder)
-        self._add(self.online_folder, start=number, limit=number + len(paths))
 
     def _build_state(self) -> None:
         actions = get_body(self.config.body).action_dim
@@ -135,9 +138,19 @@ class Session:
             self.state = self.checkpoints.restore(sharding.with_shardings(abstract, self._shardings))
 
     def _collect_first(self) -> None:
-        """Fill the run's own episode folder with a mix of behaviours; a given ``data.folder`` is left as it is."""
+        """Have the first process fill the run's own episode folder, and all embed it, a share each."""
+        if jax.process_index() == 0:
+            self._collect_mix()
+        sharding.wait_for_all("episodes collected")
+        if jax.process_count() > 1:
+            self._embed(self.run.episodes, share=(jax.process_index(), jax.process_count()))
+            sharding.wait_for_all("episodes embedded")
+        self._embed(self.run.episodes)  # where the processes have each a copy, the others' share is still missing
+
+    def _collect_mix(self) -> None:
+        """Collect a mix of behaviours; a given ``data.folder`` is left as it is."""
         data, folder, seed = self.config.data, self.run.episodes, self.config.seed
-        if not data.folder and len(list_episodes(folder)) < data.episodes and jax.process_index() == 0:
+        if not data.folder and len(list_episodes(folder)) < data.episodes:
             tasks = tuple(self.config.tasks) or default_tasks(self.config.body)
             behaviors = spread(mixture(data.mix, tasks), min(self.config.env.num_envs, data.episodes))
             with self._pool([b.task for b in behaviors], state=need_states(behaviors)) as pool:
@@ -145,11 +158,6 @@ class Session:
                     pool, acting(behaviors), episodes=data.episodes, folder=folder, seed=seed,
                     metas=[b.meta() for b in behaviors],
                 )  # fmt: skip
-        _meet("episodes collected")
-        if jax.process_count() > 1:
-            self._embed(folder, share=(jax.process_index(), jax.process_count()))
-            _meet("episodes embedded")
-        self._embed(folder)  # where the processes have each a copy of the folder, the others' share is still missing
 
     def _embed(self, folder: Path, share: tuple[int, int] = (0, 1)) -> None:
         """Embed the rows that training reads: the encoder's own, but all if imagined steps hold an embedding."""
@@ -168,12 +176,6 @@ class Session:
         load_folder(folder, self.replay, fingerprint=self.encoder.fingerprint, start=start, limit=limit)
         if not self._precomputed and (labels := sorted(self.replay.labels)):
             self.replay.set_texts(dict(zip(labels, self.encoder.embed_text(labels), strict=True)))
-
-
-def _meet(where: str) -> None:
-    """Wait until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
 
 
 def _wanted(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,11 +7,13 @@ The same ``jit`` program runs on one CPU, eight fake ones, one GPU or many hosts
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -82,6 +84,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def jit_step(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
+    """Jit ``step(state, batch) -> (state, metrics)`` for a mesh; the state, placed by ``shardings``, is donated."""
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
 def check_batch(mesh: Mesh, batch: int) -> None:
     """Check that the global batch divides over the devices.
 
@@ -94,8 +106,14 @@ def check_batch(mesh: Mesh, batch: int) -> None:
         raise ValueError(f"config.train.batch={batch} is not divisible by the {mesh.size} devices; use {near}")
 
 
+def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Return which rows of a global batch the devices of this process hold, ascending: int ``[B / processes]``."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[index] for index in held]))
+
+
 def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Put this process's rows ``[B / processes, ...]`` of a batch on the devices, axis 0 split over all.
+    """Put this process's rows (``local_rows``) of a batch on the devices, axis 0 split over all.
 
     The arrays must be fresh: on a CPU ``device_put`` may keep the NumPy buffer instead of a copy, so that a
     writer who reuses it would change the batch.
@@ -109,25 +127,47 @@ def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def initialize_distributed() -> bool:
     """Join the other processes of a multi-host run if the environment names them; return whether it did.
 
-    Reads ``JAX_COORDINATOR_ADDRESS`` (with ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``), or a SLURM job of
-    more than one task, which JAX detects by itself. Call before the first use of a device.
+    Reads ``JAX_COORDINATOR_ADDRESS`` with ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. In a SLURM job of more than
+    one task, and wherever ``BITAGENT_DISTRIBUTED=1`` says so (TPU slices), JAX finds the others by itself. Call before
+    the first use of a device.
+
+    Raises:
+        ValueError: an address without number and index of the processes.
     """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        jax.distributed.initialize(
-            coordinator_address=address,
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
+        numbers = [os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+        if not all(number.isdigit() for number in numbers):
+            raise ValueError(
+                f"JAX_COORDINATOR_ADDRESS={address} needs JAX_NUM_PROCESSES and JAX_PROCESS_ID, two whole numbers; "
+                f"got {numbers[0]!r} and {numbers[1]!r}"
+            )
+        count, index = map(int, numbers)
+        jax.distributed.initialize(coordinator_address=address, num_processes=count, process_id=index)
         return True
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    if slurm or os.environ.get("BITAGENT_DISTRIBUTED") == "1":
         jax.distributed.initialize()
         return True
     return False
 
 
+def wait_for_all(name: str) -> None:
+    """Wait until every process of the run has come to this point; the name tells the points apart."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def on_host(tree: Any) -> Any:
+    """Return arrays that this process can use alone; with several processes, all have to call it."""
+    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree
+
+
 def enable_compilation_cache(folder: Path) -> None:
-    """Keep compiled programs in the folder, so that a resumed run starts without compiling again."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    """Keep compiled programs in the folder, so that a resumed run starts without compiling again.
+
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder, for example one that several runs share.
+    """
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -36,6 +36,16 @@ def test_the_batch_of_a_step_is_fixed_by_seed_and_step(replay):
     assert loaders() == 0
 
 
+def test_several_readers_share_a_batch(replay):
+    whole = replay.sample(5, 3, np.random.default_rng((7, 2)))
+    for mine in ([0, 2], [1, 3, 4]):
+        with Loader(replay, 5, 3, seed=7, start_step=2, only=np.array(mine)) as loader:
+            part = next(loader)
+        assert part.keys() == whole.keys()
+        for name, array in whole.items():
+            np.testing.assert_array_equal(part[name], array[mine])
+
+
 def test_batches_on_the_device_stay_as_they_were(replay):
     with Loader(replay, 4, 8, seed=0, place=jax.device_put) as loader:
         batches = [next(loader) for _ in range(20)]

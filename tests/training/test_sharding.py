@@ -5,6 +5,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -62,8 +63,20 @@ def test_one_device_replicates_the_state_and_takes_any_batch():
     sharding.check_batch(mesh, 7)
 
 
+def test_a_lone_process_holds_every_row_of_a_batch():
+    np.testing.assert_array_equal(sharding.local_rows(sharding.make_mesh(devices=jax.devices()[:1]), 5), range(5))
+
+
+def test_an_address_without_numbers_is_an_error(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "here:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    with pytest.raises(ValueError, match="two whole numbers; got 'two' and ''"):
+        sharding.initialize_distributed()
+
+
 def test_without_variables_nothing_is_initialised(monkeypatch):
-    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "SLURM_PROCID"):
+    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "SLURM_PROCID", "BITAGENT_DISTRIBUTED"):
         monkeypatch.delenv(name, raising=False)
     assert sharding.initialize_distributed() is False
 
@@ -122,6 +135,15 @@ assert os.listdir(sys.argv[1]), "nothing was cached"
 """
 
 
+@pytest.mark.parametrize("shared, expected", [("", "run/cache"), ("all/cache", "all/cache")])
+def test_compiled_programs_are_kept_in_the_run_or_where_the_variable_says(monkeypatch, shared, expected):
+    told = {}
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", shared)
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    sharding.enable_compilation_cache("run/cache")
+    assert told["jax_compilation_cache_dir"] == expected and told["jax_persistent_cache_min_compile_time_secs"] < 1
+
+
 def test_eight_devices_compute_what_one_does(tmp_path):
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", EIGHT, str(tmp_path)], env=env, timeout=60, check=True)
@@ -134,6 +156,8 @@ from bitagent_jax.training import sharding
 assert sharding.initialize_distributed()
 assert jax.process_count() == 2
 mesh = sharding.make_mesh()
+mine = sharding.local_rows(mesh, 6)
+assert mine.tolist() == [[0, 1, 2], [3, 4, 5]][jax.process_index()], mine
 rows = np.full((3, 2), jax.process_index(), np.float32)
 batch = sharding.place(mesh, {"x": rows})["x"]
 assert batch.shape == (6, 2)

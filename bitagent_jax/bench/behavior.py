@@ -1,0 +1,45 @@
+"""``bitagent bench behavior``: the behaviour's train step (stage 2), whole and in parts."""
+
+import jax
+from flax import nnx
+
+from bitagent_jax.agent import behavior
+from bitagent_jax.bench import measure, program
+
+
+def bench(config, preset: str, *, batches: tuple[int, ...] = (), repeats: int = 10, compile_only: bool = False) -> str:
+    """Compile stage 2, stage 2 with a fixed world model, and the imagination alone; otherwise like ``bench step``."""
+    makers = []
+    for batch in batches or (config.train.batch,):
+        whole = measure.with_batch(config, batch)
+        fixed = whole.copy_and_resolve_references()
+        fixed.joint.world_model_in_stage2 = False
+        makers += [
+            (whole, lambda c=whole: program.train_step(c, 2, "stage 2: behaviour and joint optimisation")),
+            (fixed, lambda c=fixed: program.train_step(c, 2, "stage 2 with a fixed world model")),
+            (whole, lambda c=whole: imagination(c)),
+        ]
+    return measure.programs("behavior", makers, preset, repeats, compile_only)
+
+
+def imagination(config) -> program.Program:
+    """Build the program that filters a batch and imagines from it, without reward, gradient or update."""
+
+    def make(graph, prompts):
+        def imagine(state, batch):
+            agent, key = nnx.merge(graph, state.params), jax.random.fold_in(state.key, state.step)
+            seen = agent.world_model.observe(batch["image"], batch["action"], batch["is_first"], key)
+            starts = {name: seen[name][:, :: config.imagination.stride] for name in ("deter", "stoch")}
+            starts |= {name: batch[name][:, :: config.imagination.stride] for name in ("embedding", "has_embedding")}
+            starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts)
+            embedding, has = starts.pop("embedding"), starts.pop("has_embedding")
+            task = jax.numpy.broadcast_to(prompts[0], embedding.shape)
+            path = behavior.rollout(
+                agent, starts, agent.adapt(embedding), has, task,
+                config.imagination.horizon, config.imagination.semantics, key,
+            )  # fmt: skip
+            return state._replace(step=state.step + 1), {"std": path["std"].mean(), "fused": path["fused"].mean()}
+
+        return imagine
+
+    return program.build_program(config, "imagination, forward only", None, make)

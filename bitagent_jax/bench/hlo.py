@@ -1,0 +1,135 @@
+"""What a compiled program does, read from its text: matrix products and what crosses devices, loops included.
+
+XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others end in their bits
+
+_CALLS = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_LINE = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*)")
+_CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=|ensions":)[{[]([\d",]*)[\]}]')
+
+
+class Op(NamedTuple):
+    """One instruction: its name, output type as text, opcode, operands' names and the text behind them."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: list[str]
+    rest: str
+
+
+class Collective(NamedTuple):
+    """An operation between devices.
+
+    Attributes:
+        kind: out of ``COLLECTIVES``.
+        tensors: shape, and bytes on one device, of each result.
+        times: how often it runs in one run of the program.
+        source: the traced operation that it comes from.
+    """
+
+    kind: str
+    tensors: tuple[tuple[tuple[int, ...], int], ...]
+    times: int
+    source: str
+
+
+def collectives(text: str) -> list[Collective]:
+    """List the collectives of a compiled program (``compiled.as_text()``), those in loops once each."""
+    found = []
+    for op, times, _ in _executed(text):
+        kind = op.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            shapes = _shapes(op.type)
+            if op.opcode in ("all-gather-start", "collective-permute-start"):  # (inputs, outputs)
+                shapes = shapes[len(shapes) // 2 :]
+            source = re.search(r'op_name="([^"]*)"', op.rest)
+            tensors = tuple((shape, _bytes(dtype) * math.prod(shape)) for dtype, shape in shapes)
+            found.append(Collective(kind, tensors, times, source.group(1) if source else ""))
+    return found
+
+
+def matmul_flops(text: str) -> int:
+    """Count the floating-point operations of all matrix products of one run on one device: 2 for each product."""
+    total = 0
+    for op, times, types in _executed(text):
+        if op.opcode == "dot" or (op.opcode == "custom-call" and "contracting_dimensions" in op.rest):
+            numbers = _CONTRACTED.search(op.rest)
+            (_, left), (_, out) = _shapes(types[op.operands[0]])[0], _shapes(op.type)[0]
+            axes = re.findall(r"\d+", numbers.group(1)) if numbers else []
+            total += 2 * times * math.prod(out) * math.prod(left[int(axis)] for axis in axes)
+    return total
+
+
+def _executed(text: str) -> Iterator[tuple[Op, int, dict[str, str]]]:
+    """Yield every instruction that runs, how often it does, and the types of its computation's instructions."""
+    computations, entry = _parse(text)
+    times = dict.fromkeys(computations, 0)
+    times[entry] = 1
+    for name in reversed(computations):  # a computation is written before those that call it
+        types = {op.name: op.type for op in computations[name]}
+        for op in computations[name] if times[name] else ():
+            yield op, times[name], types
+            trips = _TRIPS.search(op.rest)
+            for kind, called in _CALLS.findall(op.rest):
+                if op.opcode in ("while", "call", "fusion", "conditional", "async-start"):
+                    count = int(trips.group(1)) if kind == "body" and trips else 1
+                    times[called] += times[name] * count
+            for branches in _BRANCHES.findall(op.rest):
+                for called in re.findall(r"[\w.-]+", branches):
+                    times[called] += times[name]
+
+
+def _parse(text: str) -> tuple[dict[str, list[Op]], str]:
+    computations: dict[str, list[Op]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        if line.endswith("{") and (line.startswith(("%", "ENTRY"))):
+            current = re.match(r"(?:ENTRY )?%?([\w.-]+)", line).group(1)
+            computations[current] = []
+            entry = current if line.startswith("ENTRY") else entry
+        elif current and (match := _LINE.match(line)):
+            computations[current].append(_op(*match.groups()))
+    if not entry:
+        raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
+    return computations, entry
+
+
+def _op(name: str, text: str) -> Op:
+    end = _close(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    kind, rest = text[:end], text[end:].lstrip()
+    opened = rest.index("(")
+    closed = _close(rest, opened)
+    return Op(name, kind, rest[:opened], re.findall(r"%([\w.-]+)", rest[opened:closed]), rest[closed:])
+
+
+def _close(text: str, start: int) -> int:
+    """Return where the parenthesis that opens at ``start`` closes."""
+    depth = 0
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if not depth:
+            return index
+    raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
+
+
+def _shapes(kind: str) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(map(int, dims.split(","))) if dims else ()) for name, dims in _SHAPE.findall(kind)]
+
+
+def _bytes(kind: str) -> int:
+    if kind in BYTES:
+        return BYTES[kind]
+    bits = re.match(r"[a-z]+(\d+)", kind)
+    return max(1, int(bits.group(1)) // 8) if bits else 0

@@ -1,0 +1,93 @@
+"""``bitagent bench loader``: how fast batches come from an episode folder, beside the step that uses them up."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from bitagent_jax.bench import measure, program
+from bitagent_jax.data.loader import Loader
+from bitagent_jax.data.replay import THREADS, Replay, load_folder
+from bitagent_jax.training import sharding
+
+WANTED = 5  # times as fast as the step
+
+
+def bench(
+    config: ConfigDict, preset: str, folder: str | Path, *, threads: Sequence[int] = (), seconds: float = 2.0,
+    repeats: int = 5, with_step: bool = True,
+) -> str:  # fmt: skip
+    """Draw and place batches for some seconds with each number of decoding threads, in turn, ``repeats`` times.
+
+    Args:
+        config: batch size, length, and the train step of stage 1 to compare with.
+        preset: its name.
+        folder: of episodes; embeddings are read where they are cached.
+        threads: that decode; by default 1, 2, 4 ... up to what training uses.
+        seconds, repeats: of each measurement.
+        with_step: also time the train step, before the loaders.
+
+    Returns:
+        A table and its JSON lines.
+
+    Raises:
+        ValueError: an impossible setting, or a folder without valid episodes.
+    """
+    if repeats < 1 or seconds <= 0:
+        raise ValueError(f"repeats must be at least 1 and seconds positive, got {repeats} and {seconds:g}")
+    threads = tuple(threads) or tuple(sorted({2**i for i in range(THREADS.bit_length()) if 2**i < THREADS} | {THREADS}))
+    replays = {count: _open(folder, config.data.capacity, count) for count in threads}
+    mesh = sharding.make_mesh(config.compute.fsdp)
+    step = _step_seconds(config, repeats) if with_step else None
+    speeds: dict[int, list[float]] = {count: [] for count in threads}
+    for _ in range(repeats):
+        for count, replay in replays.items():
+            speeds[count].append(_speed(replay, config, mesh, seconds))
+    rows = [_row(count, speeds[count], config, step) for count in threads]
+    first = next(iter(replays.values()))
+    told = dict(folder=str(folder), episodes=first.episodes, frames=first.frames, repeats=repeats, seconds=seconds)
+    return measure.show("loader", rows, program.facts(config, preset, **told))
+
+
+def _open(folder: str | Path, capacity: int, threads: int) -> Replay:
+    from bitagent_jax.mllm.encoder import EMBEDDED, load_encoder
+
+    replay = Replay(capacity, threads)
+    load_folder(folder, replay, fingerprint=load_encoder(EMBEDDED).fingerprint)
+    return replay
+
+
+def _speed(replay: Replay, config: ConfigDict, mesh, seconds: float) -> float:
+    """Return batches a second, each placed on the devices and waited for."""
+    place = lambda batch: sharding.place(mesh, {k: v for k, v in batch.items() if k != "reward"})  # noqa: E731
+    with Loader(replay, config.train.batch, config.train.length, seed=0, place=place) as batches:
+        jax.block_until_ready(next(batches))
+        done, begun = 0, time.perf_counter()
+        while not done or time.perf_counter() < begun + seconds:
+            jax.block_until_ready(next(batches))
+            done += 1
+        return done / (time.perf_counter() - begun)
+
+
+def _step_seconds(config: ConfigDict, repeats: int) -> float:
+    done = program.compiled(program.train_step(config, 1, "stage 1"))
+    return median(program.time_steps([done], repeats)[0])
+
+
+def _row(threads: int, speeds: list[float], config: ConfigDict, step: float | None) -> dict[str, Any]:
+    speed, frames = median(speeds), config.train.batch * config.train.length
+    return {
+        "threads": threads,
+        "batch x length": f"{config.train.batch} x {config.train.length}",
+        "batches/s": speed,
+        "min": min(speeds),
+        "max": max(speeds),
+        "frames/s": speed * frames,
+        "MB/s of pixels": speed * frames * config.env.size**2 * 3 / 1e6,
+        "step of stage 1 (ms)": step and step * 1e3,
+        f"x the step (at least {WANTED} wanted)": step and step * speed,
+    }

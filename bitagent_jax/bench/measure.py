@@ -1,0 +1,46 @@
+"""What the benchmarks of compiled programs share: from configs to the printed table."""
+
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+
+from bitagent_jax.bench import program, report
+
+
+def with_batch(config: ConfigDict, batch: int) -> ConfigDict:
+    """Copy a config with another batch size; ValueError below 1."""
+    if batch < 1:
+        raise ValueError(f"a batch of {batch} sequences: it must be at least 1")
+    copy = config.copy_and_resolve_references()
+    copy.train.batch = batch
+    return copy
+
+
+def programs(
+    bench: str, makers: Sequence[tuple[ConfigDict, Callable]], preset: str, repeats: int, compile_only: bool
+) -> str:
+    """Compile what the makers make, time all in turn unless ``compile_only``; returns the table and JSON lines.
+
+    Raises:
+        ValueError: less than one repeat, or a batch that the devices do not divide.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    done = [(config, program.compiled(make())) for config, make in makers]
+    rows = [program.static_row(compiled, config) for config, compiled in done]
+    told = program.facts(makers[0][0], preset)
+    if not compile_only:
+        peak = program.matmul_peak(makers[0][0].compute.dtype)
+        told |= {"matmul peak (GFLOP/s)": peak / 1e9, "repeats": repeats}
+        times = program.time_steps([compiled for _, compiled in done], repeats)
+        rows = [
+            program.measured_row(row, seconds, compiled.program.frames, peak)
+            for row, seconds, (_, compiled) in zip(rows, times, done, strict=True)
+        ]
+    return show(bench, rows, told)
+
+
+def show(bench: str, rows: list[dict], told: dict) -> str:
+    """Return the facts, the table and the JSON lines as one text."""
+    head = ", ".join(f"{name}: {value}" for name, value in told.items())
+    return "\n\n".join([head, report.table(rows), report.json_lines(bench, rows, told)])

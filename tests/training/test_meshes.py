@@ -1,0 +1,47 @@
+"""The whole train step on one device, on eight, and on a mesh of 2 x 4: the same losses and parameters."""
+
+import os
+import subprocess
+import sys
+
+SAME = """
+import sys, jax, numpy as np
+from bitagent_jax.bench import program
+from bitagent_jax.config import make_config
+from bitagent_jax.training import sharding
+
+config = make_config("walker", "debug")
+config.update_from_flattened_dict({
+    "fusion.layers": 1, "imagination.horizon": 8, "imagination.stride": 4, "reward.window": 4,
+    "task_imagination.segment": 8, "train.batch": 8, "train.length": 8,
+    "world_model.deter": 128, "world_model.hidden": 128,  # wide enough for fsdp to split
+    "optim.eps": 1e-3,  # else Adam makes whole steps of gradients that are nothing but rounding
+})
+
+def run(mesh):
+    step = program.train_step(config, 2, "stage 2", mesh)  # with the losses of stage 1
+    state, losses = step.init(), []
+    shards = {leaf.addressable_shards[0].data.size < leaf.size for leaf in jax.tree.leaves(state.params)}
+    assert shards == ({False, True} if mesh.shape["fsdp"] > 1 else {False})
+    batch = program.random_batch(step)
+    for _ in range(20):
+        state, metrics = step.call(state, batch)
+        losses.append({name: float(value) for name, value in metrics.items()})
+    return losses, jax.tree.map(np.asarray, state.params)
+
+losses, params = run(sharding.make_mesh(1, jax.devices()[:1]))
+for fsdp in (1, 4):
+    others, those = run(sharding.make_mesh(fsdp))
+    far = max(float(np.max(np.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (params, those))))
+    pairs = list(zip(losses, others, strict=True))
+    off = {name: max(abs(a[name] - b[name]) / (1e-3 + abs(a[name])) for a, b in pairs) for name in losses[0]}
+    print(8 // fsdp, "x", fsdp, "parameters differ by", far, "losses by", max(off.values()), max(off, key=off.get))
+    assert far < 1e-3, far
+    wrong = {name: value for name, value in off.items() if name.startswith("loss/") and value > 1e-3}
+    assert not wrong, wrong
+"""
+
+
+def test_meshes_of_eight_devices_learn_what_one_does():
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    subprocess.run([sys.executable, "-c", SAME], env=env, timeout=900, check=True)
