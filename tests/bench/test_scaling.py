@@ -22,7 +22,7 @@ def rows(command):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     shown = subprocess.run(
         [sys.executable, "-m", "bitagent_jax", "bench", "scaling", "--preset", "debug", *settings],
-        cwd=command.ROOT, env=env, capture_output=True, text=True, timeout=600, check=True,
+        cwd=command.ROOT, env=env, capture_output=True, text=True, timeout=1800, check=True,
     ).stdout  # fmt: skip
     rows = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
     assert len(rows) == shown.count("\n| ") - 2 and {row["mesh"] for row in rows} == {"8 x 1", "1 x 8"}
