@@ -30,12 +30,12 @@ KINDS = ("puppet", "random", "thrown", "acted")
 _ALONE, _WITH_ZOO = (0.46, 0.38, 0.16, 0.0), (0.38, 0.26, 0.13, 0.23)
 SHARES = {"walker": _WITH_ZOO, "cheetah": _WITH_ZOO, "quadruped": _ALONE, "stickman": _ALONE}
 MEASURED = (
-    "height upright speed rise spin pitch feet_low feet_high clearance motion side nose_x nose_y shins hands punch"
+    "height upright speed rise spin pitch feet_low feet_high clearance motion side nose_x nose_y knees hands punch"
 ).split()
 """Measured in every frame: metres, cosines, m/s, rad/s, radians.
 
 ``nose_x`` and ``nose_y`` are the horizontal components of the torso's forward axis: where the body faces.
-``shins`` is the mean height of a two-legged body's; ``hands`` the height of a stickman's lower hand, ``punch`` the
+``knees`` is the mean height of a two-legged body's; ``hands`` the height of a stickman's lower hand, ``punch`` the
 horizontal speed of its faster one relative to the torso. They are 0 of bodies without.
 """
 GOALS = list(dict.fromkeys(task.goal for task in TASKS.values() if task.body in BODIES))
@@ -132,19 +132,22 @@ class Studio:
             pitch, joints = np.arctan2(data.xmat["torso", "xz"], zz), joints[3:]
         height, moving = data.xpos["torso", "z"], np.sqrt(np.mean(np.square(joints)))
         side, nose = abs(data.xmat["torso", "zy"]), (data.xmat["torso", "xx"], data.xmat["torso", "yx"])
-        shins, hands, punch = self._limbs(own[0])
-        state = [height, zz, *own, pitch, *feet, lowest_point(physics), moving, side, *nose, shins, hands, punch]
+        knees, hands, punch = self._limbs(own[0])
+        state = [height, zz, *own, pitch, *feet, lowest_point(physics), moving, side, *nose, knees, hands, punch]
         state += rewards
         return np.array(state, np.float32)
 
     def _limbs(self, speed: float) -> tuple[float, float, float]:
-        """Read the shins' mean height, the lower hand's height and the faster hand's speed relative to the body."""
+        """Read the knees' mean height, the lower hand's height and the faster hand's speed relative to the body."""
         physics, data = self.physics, self.physics.named.data
-        shins = physics.heights("leg").mean() if self.body in ("walker", "stickman") else 0.0
+        if self.body not in ("walker", "stickman"):
+            return 0.0, 0.0, 0.0
+        shins = ["right_leg", "left_leg"]
+        knees = (data.xpos[shins, "z"] + 0.25 * data.xmat[shins, "zz"]).mean()
         if self.body != "stickman":
-            return shins, 0.0, 0.0
+            return knees, 0.0, 0.0
         punch = abs(data.subtree_linvel[["right_hand", "left_hand"], 0] - speed).max()
-        return shins, physics.heights("hand").min(), punch
+        return knees, physics.heights("hand").min(), punch
 
     def _film(self, frames):
         shots = [(self.camera.render(), self.measure()) for _ in frames]

@@ -234,7 +234,7 @@ POSTURES = (
             {"quadruped": lambda w: ramp(w.side, 0.45, 0.8)}),
     Concept("kneeling", ("kneeling", "on its knees", "praying", "sitting on its knees", "kneel"), ("kneel down",),
             {"walker": lambda w: both(_up(w), ramp(abs(w.height - 0.78), 0.24, 0.14), ramp(abs(w.speed), 1.5, 0.7)),
-             "stickman": lambda w: both(_up(w), ramp(w.shins, 0.25, 0.14), ramp(w.height, 0.34, 0.42),
+             "stickman": lambda w: both(_up(w), ramp(w.knees, 0.25, 0.13), ramp(w.height, 0.34, 0.42),
                                         ramp(abs(w.speed), 1.5, 0.7))}),
     Concept("one foot", ("stand on one foot", "standing on one leg", "balancing on one foot"), ("on one foot",),
             {"walker": lambda w: both(_standing("walker")(w), ramp(w.feet_high - w.feet_low, 0.2, 0.4),

@@ -204,9 +204,10 @@ def _legs_up(rng):
 
 def _kneel(rng):
     """Shins level behind, from knees alone to sitting on the heels."""
-    hips = rng.uniform(0, 1.1) + rng.normal(0, 0.08, 2)
-    knees = -np.pi / 2 - hips + rng.normal(0, 0.08, 2)
-    return rng.normal(0, 0.15), np.array([hips[0], knees[0], -0.6, hips[1], knees[1], -0.6])
+    hips = rng.uniform(0, 0.95) + rng.normal(0, 0.08, 2)
+    pitch = rng.normal(0, 0.15)
+    knees = pitch - np.pi / 2 - 0.2 - hips + rng.normal(0, 0.08, 2)
+    return pitch, np.array([hips[0], knees[0], -0.78, hips[1], knees[1], -0.78])
 
 
 def _stand(rng):
