@@ -291,7 +291,8 @@ MOTIONS = (
 def _pose_reward(goal: str, idle: float = 0.0, power: float = 1.0):
     """Grade a stickman's pose: increasing in its task's reward, a little less when fast.
 
-    Standing idly earns some of these tasks' rewards; what it earns, ``idle``, is pressed to a tenth.
+    Standing idly earns some of these tasks' rewards; what it earns, ``idle``, is pressed to a tenth. ``power`` puts
+    what a sentence surely says near one.
     """
 
     def score(w):
@@ -303,8 +304,8 @@ def _pose_reward(goal: str, idle: float = 0.0, power: float = 1.0):
 
 
 _PAID = {
-    "one foot": ("one_foot",), "kick": ("high_kick", 0.25), "lying": ("lying_down", 0.15),
-    "kneeling": ("sit_knees", 0.5), "lying legs up": ("legs_up",), "on its head": ("headstand", 0.4),
+    "one foot": ("one_foot",), "kick": ("high_kick", 0.25), "lying": ("lying_down", 0.15, 0.7),
+    "kneeling": ("sit_knees", 0.5, 0.6), "lying legs up": ("legs_up",), "on its head": ("headstand", 0.4),
     "hands up": ("hands_up", 0.0, 3), "punching": ("boxing",),
 }  # fmt: skip
 """Plain concepts that are tasks of the stickman: the goal that grades them, what idle standing earns, an exponent."""

@@ -40,7 +40,9 @@ VERDICTS = {"stand": "standing", "walk": "walking", "run": "running"}
 WEAKNESSES = (
     "A quadruped's heading shows in about 20 of 64 x 64 pixels (two eyes on a body of fourfold symmetry): what "
     "depends on the sign of its speed, walking above all, is recognised less surely than the rest.",
-    "Words that the grammar lacks are understood only through letters they share with words that it has.",
+    "Words that the grammar lacks are understood only through letters they share with words that it has; of the "
+    "tasks' prompts these are lunge_pose, spider jumping (as jumping) and on two legs.",
+    "The test clips of the zoo's actors are of other episodes than the training clips, but of the same actors.",
 )
 JUDGED = [task for task in TASKS.values() if task.goal in VERDICTS and task.body in BODIES]
 """The tasks whose prompts were trained: those that the captions know as a motion of a body in the clips."""

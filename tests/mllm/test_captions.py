@@ -105,8 +105,8 @@ def test_every_pose_of_the_stickman_that_captions_name_is_graded_by_its_reward(c
 
 
 def test_what_idle_standing_earns_is_pressed_to_a_tenth(captions):
-    assert score(captions, "sit_knees", "stickman", sit_knees=0.5) == pytest.approx(0.1)
-    assert score(captions, "sit_knees", "stickman", sit_knees=0.75) == pytest.approx(0.55)
+    assert score(captions, "high_kick", "stickman", high_kick=0.25) == pytest.approx(0.1)
+    assert score(captions, "high_kick", "stickman", high_kick=0.625) == pytest.approx(0.55)
     assert score(captions, "boxing", "stickman", boxing=1.0, speed=6) == pytest.approx(0.6)
 
 
