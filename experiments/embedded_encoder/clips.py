@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitagent_jax.envs.tasks import TASKS, tasks_of
+from bitagent_jax.envs.tasks import TASKS, get_body, tasks_of
 
 STEPS = 12
 BODIES = ("walker", "cheetah", "quadruped", "stickman")
@@ -81,14 +81,13 @@ class Studio:
 
     def __init__(self, body: str, look: str, goal: str, rng: np.random.Generator):
         from bitagent_jax.envs import rendering
-        from bitagent_jax.envs.tasks import BODIES
 
         rendering.configure_gl()
         self.body, self.rng = body, rng
         self.env, self.tasks = _environment(body, goal, int(rng.integers(2**31)))
         self.policy = None
         self.physics = self.env.physics
-        self.camera = rendering.Camera(self.physics, 64, BODIES[body].camera, look)
+        self.camera = rendering.Camera(self.physics, 64, get_body(body).camera, look)
         self.repeat = 2 * round(self.env.control_timestep() / self.physics.timestep())
         self.dt = self.repeat * self.physics.timestep()
         spec = self.env.action_spec()
