@@ -11,11 +11,13 @@ SUBJECTS = {
     "walker": ("a walker", "the walker is", "walker", "a two-legged robot", "a biped", "the biped is"),
     "cheetah": ("a cheetah", "the cheetah is", "cheetah", "a running animal,", "the half cheetah is"),
     "quadruped": ("a spider", "the spider is", "spider", "a quadruped", "the quadruped is", "a four-legged robot"),
+    "stickman": ("a stickman", "the stickman is", "stickman", "a stick figure", "the stick figure is", "a humanoid"),
 }
 _NAMES = {
     "walker": ("a walker", "walker", "a two-legged robot", "a biped"),
     "cheetah": ("a cheetah", "cheetah", "a half cheetah"),
     "quadruped": ("a spider", "a quadruped", "a four-legged robot", "spider robot"),
+    "stickman": ("a stickman", "stickman", "a stick figure", "a humanoid"),
 }
 JOINTS = ("and", "while", "and also", ",")
 

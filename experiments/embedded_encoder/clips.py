@@ -1,14 +1,16 @@
-"""Render training clips of walker, cheetah and quadruped, with the simulator's measurements of every frame.
+"""Render training clips of four bodies, with the simulator's measurements of every frame.
 
     python -m experiments.embedded_encoder.clips --out DIR [--workers 2] [--scale 1.0]
 
-Hardware: two CPU threads, software OpenGL, about 12 minutes and 1.5 GB at scale 1. Run it again to continue
+Hardware: two CPU threads, software OpenGL, about 20 minutes and 2.1 GB at scale 1. Run it again to continue
 after an interruption: finished parts are kept. Expected: DIR/train and DIR/test hold parts
 ``{body}-{look}-{number}.npz`` of sequences of 12 frames, one agent step (two control steps) apart.
 
-Three kinds of sequences: ``puppet`` (drawn joint positions), ``random`` (rollouts of random torques from
-dm_control's own resets: mostly lying and tumbling, which is what a first data set looks like) and ``thrown``
-(random torques from a puppet's pose and velocity).
+Four kinds of sequences: ``puppet`` (drawn joint positions), ``random`` (rollouts of random torques from
+dm_control's own resets: mostly lying and tumbling, which is what a first data set looks like), ``thrown``
+(random torques from a puppet's pose and velocity) and, of bodies with actors in the zoo, ``acted`` (rollouts of
+those, alone with their noise or, twice as often, taking turns with flailing and held joints as the mix ``zoo``
+of ``bitagent collect`` does it: real gaits, falls and recoveries).
 """
 
 import argparse
@@ -20,16 +22,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bitagent_jax.envs.tasks import TASKS, get_body, tasks_of
+
 STEPS = 12
-KINDS = ("puppet", "random", "thrown")
-SHARES = (0.46, 0.38, 0.16)
-FIELDS = (
-    "height upright speed rise spin pitch feet_low feet_high clearance motion side nose_x nose_y stand walk run".split()
-)
-"""Measured in every frame: metres, cosines, m/s, rad/s, radians; the last three are the tasks' own rewards.
+BODIES = ("walker", "cheetah", "quadruped", "stickman")
+KINDS = ("puppet", "random", "thrown", "acted")
+_ALONE, _WITH_ZOO = (0.46, 0.38, 0.16, 0.0), (0.38, 0.26, 0.13, 0.23)
+SHARES = {"walker": _WITH_ZOO, "cheetah": _WITH_ZOO, "quadruped": _ALONE, "stickman": _ALONE}
+MEASURED = (
+    "height upright speed rise spin pitch feet_low feet_high clearance motion side nose_x nose_y knees hands punch"
+).split()
+"""Measured in every frame: metres, cosines, m/s, rad/s, radians.
 
 ``nose_x`` and ``nose_y`` are the horizontal components of the torso's forward axis: where the body faces.
+``knees`` is the mean height of a two-legged body's; ``hands`` the height of a stickman's lower hand, ``punch`` the
+horizontal speed of its faster one relative to the torso. They are 0 of bodies without.
 """
+GOALS = list(dict.fromkeys(task.goal for task in TASKS.values() if task.body in BODIES))
+FIELDS = MEASURED + GOALS
+"""What is known of every frame: measurements, and the rewards of all tasks of the four bodies, 0 of others' tasks."""
 _PART = 250
 
 
@@ -49,8 +60,8 @@ class Part(NamedTuple):
 
 
 def parts(scale: float = 1.0) -> list[Part]:
-    """List the parts of a data set: 2750 + 2750 + 2500 training sequences at scale 1, and 4 % more in stock look."""
-    counts = {"walker": 11, "cheetah": 11, "quadruped": 10}
+    """List the parts of a data set: 3000 + 3000 + 2500 + 2750 training sequences at scale 1, 4 % more in stock look."""
+    counts = {"walker": 12, "cheetah": 12, "quadruped": 10, "stickman": 11}
     out = []
     for number in range(max(1, round(max(counts.values()) * scale))):
         for index, (body, wanted) in enumerate(counts.items()):
@@ -70,13 +81,13 @@ class Studio:
 
     def __init__(self, body: str, look: str, goal: str, rng: np.random.Generator):
         from bitagent_jax.envs import rendering
-        from bitagent_jax.envs.tasks import BODIES
 
         rendering.configure_gl()
         self.body, self.rng = body, rng
         self.env, self.tasks = _environment(body, goal, int(rng.integers(2**31)))
+        self.policy = None
         self.physics = self.env.physics
-        self.camera = rendering.Camera(self.physics, 64, BODIES[body].camera, look)
+        self.camera = rendering.Camera(self.physics, 64, get_body(body).camera, look)
         self.repeat = 2 * round(self.env.control_timestep() / self.physics.timestep())
         self.dt = self.repeat * self.physics.timestep()
         spec = self.env.action_spec()
@@ -87,19 +98,25 @@ class Studio:
         """Make one sequence: uint8 [STEPS, 64, 64, 3] and float32 [STEPS, len(FIELDS)]."""
         if kind == "puppet":
             return self._film(self._puppet_frames())
+        if kind == "acted":
+            if self.policy is None or self.age > 250 or self.rng.random() < 0.08:
+                self._restart()
+                self.policy = _cast(self.body, self.rng)
+            return self._film(self._frames(self._acts(), skip=25 * (self.age > 0)))
         if kind == "thrown":
             next(self._puppet_frames())
             self.age = np.inf
         elif self.age > 400 or self.rng.random() < 0.08:
             self._restart()
-        return self._film(self._random_frames(skip=0 if kind == "thrown" or self.age == 0 else 25))
+        torques = _torques(self.rng, self.low, self.high)
+        return self._film(self._frames(torques, skip=0 if kind == "thrown" or self.age == 0 else 25))
 
     def measure(self) -> np.ndarray:
         """Read all FIELDS of the present state, float32."""
         from experiments.embedded_encoder.puppets import lowest_point
 
         physics, data = self.physics, self.physics.named.data
-        rewards = [float(task.get_reward(physics)) for task in self.tasks]
+        rewards = [float(self.tasks[goal].get_reward(physics)) if goal in self.tasks else 0.0 for goal in GOALS]
         zz, joints = data.xmat["torso", "zz"], physics.data.qvel
         if self.body == "quadruped":
             feet = np.sort([data.xpos[f"toe_{leg}", "z"] for leg in _LEGS])
@@ -107,15 +124,29 @@ class Studio:
             own = float(physics.torso_velocity()[0]), joints[2], np.linalg.norm(joints[3:6])
             pitch, joints = np.arcsin(np.clip(-data.xmat["torso", "zx"], -1, 1)), joints[6:]
         else:
-            names = ("right_foot", "left_foot") if self.body == "walker" else ("bfoot", "ffoot")
+            names = ("bfoot", "ffoot") if self.body == "cheetah" else ("right_foot", "left_foot")
             feet = sorted(data.geom_xpos[name, "z"] for name in names)
-            rise = joints[0] if self.body == "walker" else joints[1]
+            rise = joints[1] if self.body == "cheetah" else joints[0]
             own = float(data.sensordata["torso_subtreelinvel"][0]), rise, joints[2]
             pitch, joints = np.arctan2(data.xmat["torso", "xz"], zz), joints[3:]
         height, moving = data.xpos["torso", "z"], np.sqrt(np.mean(np.square(joints)))
         side, nose = abs(data.xmat["torso", "zy"]), (data.xmat["torso", "xx"], data.xmat["torso", "yx"])
-        state = [height, zz, *own, pitch, *feet, lowest_point(physics), moving, side, *nose, *rewards]
+        knees, hands, punch = self._limbs(own[0])
+        state = [height, zz, *own, pitch, *feet, lowest_point(physics), moving, side, *nose, knees, hands, punch]
+        state += rewards
         return np.array(state, np.float32)
+
+    def _limbs(self, speed: float) -> tuple[float, float, float]:
+        """Read the knees' mean height, the lower hand's height and the faster hand's speed relative to the body."""
+        physics, data = self.physics, self.physics.named.data
+        if self.body not in ("walker", "stickman"):
+            return 0.0, 0.0, 0.0
+        shins = ["right_leg", "left_leg"]
+        knees = (data.xpos[shins, "z"] + 0.25 * data.xmat[shins, "zz"]).mean()
+        if self.body != "stickman":
+            return knees, 0.0, 0.0
+        punch = abs(data.subtree_linvel[["right_hand", "left_hand"], 0] - speed).max()
+        return knees, physics.heights("hand").min(), punch
 
     def _film(self, frames):
         shots = [(self.camera.render(), self.measure()) for _ in frames]
@@ -134,13 +165,23 @@ class Studio:
             self.physics.forward()
             yield
 
-    def _random_frames(self, skip: int):
-        action = _torques(self.rng, self.low, self.high)
+    def _frames(self, action, skip: int):
         for _ in range(self.rng.integers(skip + 1)):
             self._advance(next(action))
         for _ in range(STEPS):
             self._advance(next(action))
             yield
+
+    def _acts(self):
+        """Yield for ever what the policy does in the present state, scaled to the actuators' limits."""
+        from bitagent_jax.data.collect import Timestep
+
+        none, blank = np.zeros(1, bool), np.zeros((1, len(self.low)), np.float32)
+        while True:
+            state = [np.ravel(value) for value in self.env.task.get_observation(self.physics).values()]
+            state = np.concatenate(state, dtype=np.float32)[None]
+            row = Timestep(none, blank, none, is_first=np.array([self.age == 0]), is_last=none, state=state)
+            yield (self.low + self.high) / 2 + (self.high - self.low) / 2 * self.policy(row)[0]
 
     def _restart(self):
         """Begin an episode as dm_control does; half of them elsewhere, so that the place tells nothing."""
@@ -162,21 +203,34 @@ class Studio:
 _LEGS = ("front_left", "front_right", "back_left", "back_right")
 
 
+_HOME = {"walker": "one_foot", "cheetah": "standing", "stickman": "stand"}
+"""A goal whose physics knows all measurements of the body; the quadruped's always does, and its floor differs."""
+
+
 def _environment(body: str, goal: str, seed: int):
-    """Make the dm_control environment of a goal, and the tasks whose rewards are (stand, walk, run)."""
-    from dm_control import suite
-    from dm_control.suite import cheetah, quadruped, walker
+    """Make the dm_control environment of a body, and the tasks whose rewards are measured: goal -> task."""
+    from bitagent_jax.envs.dmc import build_control
 
-    from bitagent_jax.envs import quadruped as own
+    env = build_control(TASKS[f"{body}_{_HOME.get(body, goal)}"])
+    env.task.random.seed(seed)
+    return env, {TASKS[name].goal: build_control(TASKS[name]).task for name in tasks_of(body)}
 
-    if body == "quadruped":
-        env = own.build(goal)
-        env.task.random.seed(seed)
-        return env, (own.Goal(own.stand, random=0), quadruped.Move(0.5, random=0), quadruped.Move(5.0, random=0))
-    env = suite.load(body, "run", task_kwargs={"random": seed})
-    if body == "cheetah":
-        return env, (cheetah.Cheetah(random=0),) * 3
-    return env, tuple(walker.PlanarWalker(move_speed=speed, random=0) for speed in (0, 1, 8))
+
+def _cast(body: str, rng: np.random.Generator):
+    """Draw who acts in an episode: one actor of the zoo with its noise, or two times in three all of them in turns."""
+    from bitagent_jax import zoo
+    from bitagent_jax.data.behaviors import MIXED_SHARE, NOISE, SHARES
+    from bitagent_jax.data.collect import ZooPolicy
+
+    known, seed = zoo.load_card()["actors"], int(rng.integers(2**31))
+    tasks = [task for task in tasks_of(body) if task in known]
+    if rng.random() < MIXED_SHARE / (MIXED_SHARE + 1):
+        turns = [(task, stage) for task in tasks for stage, share in SHARES.items() for _ in range(share)]
+        repertoire = [zoo.load_actor(task, stage) if stage else None for task, stage in turns]
+        return ZooPolicy([None], mixed=True, repertoire=repertoire, seed=seed)
+    alone = [(task, stage, noise) for task in tasks for stage in zoo.STAGES for noise in NOISE[stage]]
+    task, stage, noise = alone[rng.integers(len(alone))]
+    return ZooPolicy([zoo.load_actor(task, stage)], noise=noise, seed=seed)
 
 
 def _torques(rng, low, high):
@@ -200,9 +254,12 @@ def make_part(part: Part, out: Path) -> str:
         return f"{path.name} is there"
     start, rng = time.monotonic(), np.random.default_rng(part.seed)
     studio = Studio(part.body, part.look, "run" if part.number % 2 else "walk", rng)
+    drawn = rng.choice(len(KINDS), size=part.count, p=SHARES[part.body])
+    # Actors come last, as their episodes go on from one sequence to the next.
+    drawn = drawn[np.argsort(drawn == KINDS.index("acted"), kind="stable")]
     images, states, kinds = [], [], []
     while len(kinds) < part.count:
-        kind = rng.choice(len(KINDS), p=SHARES)
+        kind = drawn[len(kinds)]
         try:
             image, state = studio.shoot(KINDS[kind])
         except PhysicsError:

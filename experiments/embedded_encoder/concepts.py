@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.embedded_encoder.clips import FIELDS
+from experiments.embedded_encoder.clips import BODIES, FIELDS
 
-BODIES = ("walker", "cheetah", "quadruped")
+_TWO_LEGGED, _PLANAR = ("walker", "stickman"), ("walker", "cheetah", "stickman")
 
 
 class Concept(NamedTuple):
@@ -60,12 +60,15 @@ def _all(function) -> dict:
     return dict.fromkeys(BODIES, function)
 
 
-_TALL = {"walker": (0.8, 1.12), "cheetah": (0.33, 0.46), "quadruped": (0.3, 0.43)}
-_LOW = {"walker": (0.7, 0.4), "cheetah": (0.4, 0.25), "quadruped": (0.4, 0.27)}
-_TOP = {"walker": (0.05, 1.3), "cheetah": (0.05, 0.9), "quadruped": (0.15, 0.7)}
-_FAST = {"walker": (2.5, 4.0), "cheetah": (3, 5), "quadruped": (1.2, 2.2)}
+_TALL = {"walker": (0.8, 1.12), "cheetah": (0.33, 0.46), "quadruped": (0.3, 0.43), "stickman": (0.75, 1.07)}
+_LOW = {"walker": (0.7, 0.4), "cheetah": (0.4, 0.25), "quadruped": (0.4, 0.27), "stickman": (0.66, 0.4)}
+_TOP = {"walker": (0.05, 1.3), "cheetah": (0.05, 0.9), "quadruped": (0.15, 0.7), "stickman": (0.05, 1.25)}
+_ON_LEGS = {"walker": (0.8, 1.05), "stickman": (0.75, 1.0)}
+_FAST = {"walker": (2.5, 4.0), "cheetah": (3, 5), "quadruped": (1.2, 2.2), "stickman": (2.5, 4.0)}
 _WALK = {"walker": (0.4, 0.9, 3, 4.5), "cheetah": (0.3, 0.8, 2.5, 4), "quadruped": (0.15, 0.4, 1.5, 2.4)}
-_TOP_SPEED = {"walker": 8.0, "cheetah": 10.0, "quadruped": 5.0}
+_WALK["stickman"] = _WALK["walker"]
+_RUN = {"walker": (3.5, 5.5), "cheetah": (3, 5), "quadruped": (1.5, 2.8), "stickman": (3.5, 5.5)}
+_TOP_SPEED = {"walker": 8.0, "cheetah": 10.0, "quadruped": 5.0, "stickman": 8.0}
 
 
 def _each(make: Callable[[str], Callable]) -> dict:
@@ -76,8 +79,16 @@ def _up(w):
     return ramp(w.upright, 0.4, 0.85)
 
 
+def _over(w):
+    return ramp(w.upright, -0.2, -0.75)
+
+
 def _still(w):
     return ramp(abs(w.speed), 1.0, 0.35)
+
+
+def _on_legs(body):
+    return (lambda w: ramp(w.height, *_ON_LEGS[body])) if body in _ON_LEGS else lambda w: 1.0
 
 
 def _standing(body):
@@ -87,14 +98,14 @@ def _standing(body):
 def _walking(body):
     """Faster than walking is ambiguous, not false: the walk tasks pay it in full."""
     slow, enough, top, over = _WALK[body]
-    tall = {"walker": lambda w: ramp(w.height, 0.8, 1.05)}.get(body, lambda w: 1.0)
+    tall = _on_legs(body)
     pace = lambda v: both(ramp(v, slow, enough), 0.5 + 0.5 * ramp(v, over, top))  # noqa: E731
     return lambda w: both(_up(w), tall(w), pace(w.speed))
 
 
 def _running(body):
-    slow, enough = {"walker": (3.5, 5.5), "cheetah": (3, 5), "quadruped": (1.5, 2.8)}[body]
-    tall = {"walker": lambda w: ramp(w.height, 0.8, 1.05)}.get(body, lambda w: 1.0)
+    slow, enough = _RUN[body]
+    tall = _on_legs(body)
     upside = (lambda w: 0.5 + 0.5 * ramp(w.upright, 0, 0.5)) if body == "cheetah" else _up
     return lambda w: both(upside(w), tall(w), ramp(w.speed, slow, enough))
 
@@ -106,7 +117,7 @@ def _stand_reward(body):
     """
 
     def score(w):
-        if body == "walker":
+        if body in _TWO_LEGGED:
             return w.stand * (1 - 0.2 * ramp(abs(w.speed), 1.5, 6))
         if body == "quadruped":
             base = 1 - np.sqrt(1 - np.clip(w.stand, 0, 1))
@@ -120,7 +131,7 @@ def _walk_reward(body):
     """Grade walking: the walk task's reward, a little less when running."""
 
     def score(w):
-        if body == "walker":
+        if body in _TWO_LEGGED:
             return w.walk**0.6 * (1 - 0.2 * ramp(w.speed, 3.5, 8))
         if body == "quadruped":
             return w.walk * (1 - 0.2 * ramp(w.speed, 1.5, 5))
@@ -133,7 +144,7 @@ def _run_reward(body):
     """Grade running: increasing in the run task's reward, steeper at low speed where learning begins."""
 
     def score(w):
-        if body == "walker":
+        if body in _TWO_LEGGED:
             return w.run**0.6
         if body == "quadruped":
             return (1 + w.upright) / 2 * (0.25 * ramp(w.speed, -5, 0) + 0.75 * ramp(w.speed, 0, 5) ** 0.8)
@@ -149,11 +160,12 @@ _STAND = (
 )  # fmt: skip
 _WALK_WORDS = (
     "walk fast clean", "walk", "walking", "walking forward", "walk forward", "walking fast", "walk fast",
-    "walking ahead at a steady pace", "taking steps forward", "walk cleanly",
+    "walking ahead at a steady pace", "taking steps forward", "walk cleanly", "robot walk fast clean",
 )  # fmt: skip
 _RUN_WORDS = (
     "run fast clean", "run", "running", "run fast", "running fast", "running forward", "run forward",
     "sprinting", "sprint", "running at full speed", "galloping", "run quickly", "dash forward", "run as fast as it can",
+    "robot run fast clean",
 )  # fmt: skip
 
 
@@ -198,16 +210,20 @@ POSTURES = (
                       "fallen on the ground", "lying flat on the ground", "collapsed on the floor"),
             ("lying on the ground", "it lies on the floor"),
             {"walker": lambda w: both(ramp(w.height, 0.55, 0.32), ramp(abs(w.speed), 2, 1)),
+             "stickman": lambda w: both(ramp(w.height, 0.45, 0.22), ramp(abs(w.speed), 2, 1)),
              "cheetah": lambda w: both(np.maximum(ramp(w.height, 0.38, 0.25), ramp(w.upright, -0.2, -0.7)),
                                        ramp(abs(w.speed), 2, 1), ramp(w.clearance, 0.3, 0.1)),
              "quadruped": lambda w: both(np.maximum(ramp(w.height, 0.38, 0.26), ramp(w.upright, -0.2, -0.7)),
                                          ramp(w.clearance, 0.3, 0.1))}),
-    Concept("upside down", ("upside down", "on its head", "on its back", "turned over", "headstand"),
-            ("flipped upside down",), _all(lambda w: ramp(w.upright, -0.2, -0.75))),
+    Concept("upside down", ("upside down", "on its back", "turned over"), ("flipped upside down",), _all(_over)),
+    Concept("on its head", ("headstand", "on its head", "standing on its head"), ("doing a headstand",),
+            _all(_over) | {"stickman": lambda w: both(ramp(w.upright, -0.5, -0.85), ramp(w.feet_low, 0.7, 1.0),
+                                                      ramp(w.clearance, 0.2, 0.08), ramp(abs(w.spin), 4, 1.5))}),
     Concept("face down", ("lying face down", "lying on its belly", "prone", "face down on the floor"),
-            ("lying prone",), {"walker": lambda w: both(ramp(w.height, 0.6, 0.35), ramp(np.sin(w.pitch), 0.2, 0.8))}),
+            ("lying prone",), dict.fromkeys(_TWO_LEGGED, lambda w: both(ramp(w.height, 0.6, 0.35),
+                                                                        ramp(np.sin(w.pitch), 0.2, 0.8)))),
     Concept("face up", ("lying face up", "lying on its back", "supine", "face up on the floor"), ("lying supine",),
-            {"walker": lambda w: both(ramp(w.height, 0.6, 0.35), ramp(-np.sin(w.pitch), 0.2, 0.8))}),
+            dict.fromkeys(_TWO_LEGGED, lambda w: both(ramp(w.height, 0.6, 0.35), ramp(-np.sin(w.pitch), 0.2, 0.8)))),
     Concept("leaning forward", ("leaning forward", "tilted forward", "bending forward", "nose down"),
             ("lean forward",), _all(lambda w: both(ramp(w.pitch, 0.1, 0.5), ramp(w.pitch, 1.6, 1.3)))),
     Concept("leaning back", ("leaning backward", "leaning back", "tilted backward", "nose up"), ("lean back",),
@@ -217,15 +233,26 @@ POSTURES = (
     Concept("on its side", ("lying on its side", "tipped over sideways", "rolled onto its side"), ("on its side",),
             {"quadruped": lambda w: ramp(w.side, 0.45, 0.8)}),
     Concept("kneeling", ("kneeling", "on its knees", "praying", "sitting on its knees", "kneel"), ("kneel down",),
-            {"walker": lambda w: both(_up(w), ramp(abs(w.height - 0.78), 0.24, 0.14), ramp(abs(w.speed), 1.5, 0.7))}),
+            {"walker": lambda w: both(_up(w), ramp(abs(w.height - 0.78), 0.24, 0.14), ramp(abs(w.speed), 1.5, 0.7)),
+             "stickman": lambda w: both(_up(w), ramp(w.knees, 0.25, 0.13), ramp(w.height, 0.34, 0.42),
+                                        ramp(abs(w.speed), 1.5, 0.7))}),
     Concept("one foot", ("stand on one foot", "standing on one leg", "balancing on one foot"), ("on one foot",),
             {"walker": lambda w: both(_standing("walker")(w), ramp(w.feet_high - w.feet_low, 0.2, 0.4),
-                                      ramp(w.feet_low, 0.3, 0.15))}),
+                                      ramp(w.feet_low, 0.3, 0.15)),
+             "stickman": lambda w: both(_standing("stickman")(w), ramp(w.feet_high, 0.3, 0.5),
+                                        ramp(w.feet_low, 0.3, 0.15))}),
     Concept("kick", ("stand up and kick", "high kick", "kicking a leg up high", "leg raised high"),
             ("kick with one leg",),
-            {"walker": lambda w: both(_up(w), ramp(w.feet_high, 0.35, 0.65), ramp(w.feet_low, 0.35, 0.2))}),
+            {"walker": lambda w: both(_up(w), ramp(w.feet_high, 0.35, 0.65), ramp(w.feet_low, 0.35, 0.2)),
+             "stickman": lambda w: both(_up(w), ramp(w.feet_high, 0.55, 0.85), ramp(w.feet_low, 0.35, 0.2))}),
     Concept("legs up", ("legs up in the air", "lifting the legs up", "feet above the body"), ("legs in the air",),
             _all(lambda w: ramp(w.feet_low - w.height, 0, 0.25))),
+    Concept("lying legs up", ("lifting legs up while lying down", "lying down with the legs up",
+                              "lying with its legs in the air"), ("raise the legs while lying",),
+            {"stickman": lambda w: both(ramp(w.height, 0.35, 0.18), ramp(w.feet_low, 0.25, 0.4))}),
+    Concept("hands up", ("standing with the hands up", "hands up", "hands above the head", "raising both hands"),
+            ("stand with raised hands",),
+            {"stickman": lambda w: both(_standing("stickman")(w), ramp(w.hands, 1.4, 1.65))}),
 )  # fmt: skip
 
 MOTIONS = (
@@ -241,8 +268,10 @@ MOTIONS = (
     Concept("motionless", ("motionless", "completely still", "frozen", "not moving at all"), ("perfectly motionless",),
             _all(lambda w: both(ramp(w.motion, 2.0, 0.6), ramp(abs(w.speed), 0.5, 0.2), ramp(abs(w.spin), 1, 0.4)))),
     Concept("flailing", ("flailing its limbs", "thrashing", "moving its legs wildly", "struggling"),
-            ("thrashing about",), {"walker": lambda w: ramp(w.motion, 4, 8), "cheetah": lambda w: ramp(w.motion, 3, 6),
-                                   "quadruped": lambda w: ramp(w.motion, 1.2, 2.4)}),
+            ("thrashing about",), dict.fromkeys(_TWO_LEGGED, lambda w: ramp(w.motion, 4, 8))
+            | {"cheetah": lambda w: ramp(w.motion, 3, 6), "quadruped": lambda w: ramp(w.motion, 1.2, 2.4)}),
+    Concept("punching", ("punch", "punching", "boxing", "throwing punches"), ("throw a punch",),
+            {"stickman": lambda w: both(_standing("stickman")(w), ramp(w.frames("punch").max(-1), 2.5, 4.5))}),
     Concept("falling", ("falling", "falling down", "dropping to the floor", "collapsing"), ("it is falling over",),
             _all(lambda w: both(ramp(-w.rise, 0.5, 1.2), ramp(-w.gain("height"), 0.05, 0.2)))),
     Concept("rising", ("getting up", "rising", "rising from the floor", "pushing itself up"), ("it gets up",),
@@ -250,12 +279,41 @@ MOTIONS = (
     Concept("jumping", ("jumping", "in the air", "airborne", "flying through the air", "jump", "leaping"),
             ("leap into the air",), _all(lambda w: ramp(w.clearance, 0.05, 0.2))),
     Concept("backflip", ("doing a backflip", "doing backflips", "flipping backwards", "backflip"),
-            ("rotating backwards",), dict.fromkeys(("walker", "cheetah"), lambda w: ramp(-w.spin, 1.5, 3.5))),
+            ("rotating backwards",), dict.fromkeys(_PLANAR, lambda w: ramp(-w.spin, 1.5, 3.5))),
     Concept("front flip", ("doing a front flip", "flipping forwards", "somersaulting forward", "tumbling forward"),
-            ("rotating forwards",), dict.fromkeys(("walker", "cheetah"), lambda w: ramp(w.spin, 1.5, 3.5))),
+            ("rotating forwards",), dict.fromkeys(_PLANAR, lambda w: ramp(w.spin, 1.5, 3.5))),
     Concept("flip", ("doing flips", "flipping", "spinning", "tumbling", "rolling over"), ("doing a flip",),
-            {"walker": lambda w: ramp(abs(w.spin), 1.5, 3.5), "cheetah": lambda w: ramp(abs(w.spin), 1.5, 3.5),
-             "quadruped": lambda w: ramp(w.spin, 2.5, 4.5)}),
+            dict.fromkeys(_PLANAR, lambda w: ramp(abs(w.spin), 1.5, 3.5))
+            | {"quadruped": lambda w: ramp(w.spin, 2.5, 4.5)}),
 )  # fmt: skip
 
-CONCEPTS = TASKS + POSTURES + MOTIONS
+
+def _pose_reward(goal: str, idle: float = 0.0, power: float = 1.0):
+    """Grade a stickman's pose: increasing in its task's reward, a little less when fast.
+
+    Standing idly earns some of these tasks' rewards; what it earns, ``idle``, is pressed to a tenth. ``power`` puts
+    what a sentence surely says near one.
+    """
+
+    def score(w):
+        reward = getattr(w, goal)
+        grade = 0.1 * ramp(reward, 0, idle) + 0.9 * ramp(reward, idle, 1) if idle else np.clip(reward, 0, 1)
+        return grade**power * (1 - 0.4 * ramp(abs(w.speed), 1.5, 6))
+
+    return {"stickman": score}
+
+
+_PAID = {
+    "one foot": ("one_foot",), "kick": ("high_kick", 0.25), "lying": ("lying_down", 0.15, 0.7),
+    "kneeling": ("sit_knees", 0.5, 0.6), "lying legs up": ("legs_up",), "on its head": ("headstand", 0.4),
+    "hands up": ("hands_up", 0.0, 3), "punching": ("boxing",),
+}  # fmt: skip
+"""Plain concepts that are tasks of the stickman: the goal that grades them, what idle standing earns, an exponent."""
+POSES = tuple(
+    Concept(_PAID[concept.name][0], concept.phrases, concept.held_out, _pose_reward(*_PAID[concept.name]), True)
+    for concept in POSTURES + MOTIONS
+    if concept.name in _PAID
+)
+
+CONCEPTS = TASKS + POSTURES + MOTIONS + POSES
+"""All claims. What a ``lunge_pose`` is, captions never say: a prompt of the tasks' that is left to the letters."""

@@ -18,6 +18,9 @@ class Motion(NamedTuple):
     clearance: np.ndarray
 
 
+_WALKER_RANGE = np.deg2rad([-20, -150, -45] * 2), np.deg2rad([100, 0, 45] * 2)
+
+
 def walker(rng: np.random.Generator, steps: int, dt: float) -> Motion:
     """Draw a walker's motion: qpos = (z, x, pitch, right hip, knee, ankle, left hip, knee, ankle)."""
     time = np.arange(steps) * dt
@@ -42,10 +45,27 @@ def walker(rng: np.random.Generator, steps: int, dt: float) -> Motion:
     if style in ("upright", "posture") and rng.random() < 0.7:
         flat = lean[:, None] - joints[:, [0, 3]] - joints[:, [1, 4]]
         joints[:, [2, 5]] = flat + rng.normal(0, 0.1, (1, 2))
-    low, high = np.deg2rad([-20, -150, -45] * 2), np.deg2rad([100, 0, 45] * 2)
     travel = somewhere(rng, 1) + speed * time
-    qpos = np.column_stack([0 * time, travel, lean, np.clip(joints, low, high)])
+    qpos = np.column_stack([0 * time, travel, lean, np.clip(joints, *_WALKER_RANGE)])
     return Motion(qpos, _hop(rng, time, 0.35 if speed > 3 or style == "flip" else 0.12))
+
+
+def stickman(rng: np.random.Generator, steps: int, dt: float) -> Motion:
+    """Draw a stickman's motion: a walker's, or one of the stickman's own poses, and arms.
+
+    qpos = (z, x, pitch, right hip, knee, ankle, left hip, knee, ankle, left shoulder, elbow, right shoulder, elbow).
+    """
+    time = np.arange(steps) * dt
+    qpos, clearance = walker(rng, steps, dt)
+    pose = rng.choice(["", *_STICKMAN_POSES], p=[0.5, 0.16, 0.1, 0.08, 0.07, 0.09])
+    if pose:
+        pitch, legs = _STICKMAN_POSES[pose](rng)
+        speed = rng.normal(0, 0.1)
+        qpos[:, 1] = qpos[0, 1] + speed * time
+        qpos[:, 2] = pitch + rng.normal(0, 0.25) * time
+        qpos[:, 3:] = np.clip(legs + _wobble(rng, time, 6, rng.choice([0.02, 0.1])), *_WALKER_RANGE)
+        clearance = 0 * clearance
+    return Motion(np.column_stack([qpos, _arms(rng, time, busy=pose == "stand")]), clearance)
 
 
 def cheetah(rng: np.random.Generator, steps: int, dt: float) -> Motion:
@@ -93,9 +113,9 @@ def quadruped(rng: np.random.Generator, steps: int, dt: float) -> Motion:
     return Motion(qpos, _hop(rng, time, 0.3 if style == "tumble" else 0.12))
 
 
-PUPPETS = {"walker": walker, "cheetah": cheetah, "quadruped": quadruped}
-PLACE = {"walker": slice(1, 2), "cheetah": slice(0, 1), "quadruped": slice(0, 2)}
-_HEIGHT = {"walker": 0, "cheetah": 1, "quadruped": 2}
+PUPPETS = {"walker": walker, "cheetah": cheetah, "quadruped": quadruped, "stickman": stickman}
+PLACE = {"walker": slice(1, 2), "cheetah": slice(0, 1), "quadruped": slice(0, 2), "stickman": slice(1, 2)}
+_HEIGHT = {"walker": 0, "cheetah": 1, "quadruped": 2, "stickman": 0}
 
 
 def somewhere(rng: np.random.Generator, axes: int) -> np.ndarray:
@@ -168,7 +188,66 @@ def _walker_sit(rng):
 
 
 def _walker_any(rng):
-    return rng.uniform(np.deg2rad([-20, -150, -45] * 2), np.deg2rad([100, 0, 45] * 2))
+    return rng.uniform(*_WALKER_RANGE)
+
+
+def _headstand(rng):
+    bend = rng.choice([0.0, rng.uniform(0, 0.8)])
+    legs = np.array([rng.normal(0, 0.15), -bend, 0.0, rng.normal(0, 0.15), -bend, 0.0])
+    return np.pi + rng.normal(0, 0.2), legs
+
+
+def _legs_up(rng):
+    hips, knees = rng.uniform(1.0, 1.74, 2), -abs(rng.normal(0, 0.3, 2))
+    return -np.pi / 2 + rng.normal(0, 0.12), np.array([hips[0], knees[0], 0.0, hips[1], knees[1], 0.0])
+
+
+def _kneel(rng):
+    """Shins level behind, from knees alone to sitting on the heels."""
+    hips = rng.uniform(0, 0.95) + rng.normal(0, 0.08, 2)
+    pitch = rng.normal(0, 0.15)
+    knees = pitch - np.pi / 2 - 0.2 - hips + rng.normal(0, 0.08, 2)
+    return pitch, np.array([hips[0], knees[0], -0.78, hips[1], knees[1], -0.78])
+
+
+def _stand(rng):
+    bend = abs(rng.normal(0, 0.12))
+    hips = bend / 2 + rng.normal(0, 0.12, 2)
+    return rng.normal(0, 0.12), np.array([hips[0], -bend, bend / 2, hips[1], -bend, bend / 2])
+
+
+def _one_leg(rng):
+    """One foot lifted, straight up in a kick or anyhow, the other under the body."""
+    if rng.random() < 0.5:
+        return rng.normal(0, 0.1), _walker_one_leg(rng)
+    legs = [[rng.normal(0, 0.08), -abs(rng.normal(0, 0.08)), 0.0], [rng.uniform(1.35, 1.74), 0.0, 0.0]]
+    return rng.normal(-0.12, 0.12), np.concatenate(rng.permutation(legs))
+
+
+_STICKMAN_POSES = {
+    "stand": _stand, "one leg": _one_leg, "kneel": _kneel, "legs up": _legs_up, "headstand": _headstand,
+}  # fmt: skip
+
+
+def _arms(rng, time, busy):
+    """Hang, swing, raise, punch with or hold anyhow both arms: (left shoulder, elbow, right shoulder, elbow)."""
+    shares = [0.15, 0.1, 0.35, 0.3, 0.1] if busy else [0.3, 0.16, 0.18, 0.16, 0.2]
+    style = rng.choice(["hang", "swing", "up", "punch", "any"], p=shares)
+    arms = np.tile(rng.normal(0, 0.15, 4) + [0, 0.15, 0, 0.15], (len(time), 1))
+    if style == "swing":
+        beat = 2 * np.pi * rng.uniform(0.5, 2.5) * time + rng.uniform(0, 2 * np.pi)
+        arms += 0.5 * np.stack([np.sin(beat), 0 * beat + 1, -np.sin(beat), 0 * beat + 1], -1)
+    elif style == "up":
+        arms += np.tile(rng.choice([0.0, 0.25]) * rng.normal(0, 1, 2) + [1.7, rng.uniform(0.9, 1.6)], 2)
+    elif style == "punch":
+        beat = 2 * np.pi * rng.uniform(1.5, 4.5) * time + rng.uniform(0, 2 * np.pi)
+        for first, phase in ((0, 0.0), (2, np.pi)):
+            reach = (1 + np.sin(beat + phase)) / 2 if rng.random() < 0.7 else 0 * time
+            arms[:, first : first + 2] += np.stack([0.2 + 1.2 * reach, 2.3 * (1 - reach)], -1)
+    elif style == "any":
+        arms = rng.uniform([-0.35, 0, -0.35, 0], [1.74, 2.6, 1.74, 2.6]) + 0 * arms
+    arms += _wobble(rng, time, 4, rng.choice([0.02, 0.1, 0.3]))
+    return np.clip(arms, np.deg2rad([-20, 0] * 2), np.deg2rad([100, 150] * 2))
 
 
 def _walker_gait(rng, time, speed):

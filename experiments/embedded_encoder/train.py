@@ -1,10 +1,16 @@
 """Train the embedded video-text encoder on rendered clips and export its weights.
 
-    python -m experiments.embedded_encoder.train --data DIR --out RUN --steps 3600
+    python -m experiments.embedded_encoder.train --data DIR --out RUN [--steps 4500]
 
-Hardware: two CPU threads, about half an hour. Run it again to continue from the last checkpoint (every 200
-steps); the batch of step s depends on the seed and s alone. Then ``experiments.embedded_encoder.gates``
+Hardware: two CPU threads, about 40 minutes and 5 GB of memory. Run it again to continue from the last checkpoint
+(every 200 steps); the batch of step s depends on the seed and s alone. Then ``experiments.embedded_encoder.gates``
 measures the weights, writes their card and, with ``--ship``, puts both into the package.
+
+All of it, each line to be run again after an interruption at any point:
+
+    python -m experiments.embedded_encoder.clips --out DIR
+    python -m experiments.embedded_encoder.train --data DIR --out RUN
+    python -m experiments.embedded_encoder.gates --data DIR --weights RUN/embedded.safetensors
 
 Loss, over a batch of B clips and K sentences with exact labels (``captions.py``), cosines c [B, K]:
   plain:   sigmoid cross-entropy of ``scale * (c - 0.5)`` against the label, unlabelled pairs masked;
@@ -31,12 +37,14 @@ from flax import nnx
 from bitagent_jax.mllm import embedded, towers
 from bitagent_jax.mllm.hashing import hash_sentences
 from experiments.embedded_encoder import captions
-from experiments.embedded_encoder.clips import FIELDS, STEPS, load_split
+from experiments.embedded_encoder.clips import FIELDS, MEASURED, STEPS, load_split
 
 BATCH, SENTENCES = 64, 128
 LEARNING_RATE, WARMUP, AVERAGE = 1.5e-3, 150, 0.99
 GRADED, HELPER, FACING = 25.0, 0.3, 1.0
-SHARES = {"walker": 0.26, "cheetah": 0.32, "quadruped": 0.42}
+SHARES = {"walker": 0.2, "cheetah": 0.25, "quadruped": 0.33, "stickman": 0.22}
+HELPED = FIELDS[: len(MEASURED) + 3]
+"""What is read out: all measurements, and the rewards of standing, walking and running."""
 _NOSE = [FIELDS.index(name) for name in ("nose_x", "nose_y")]
 OFFSETS = STEPS - towers.NUM_FRAMES + 1
 
@@ -57,7 +65,7 @@ class Clips:
         self.rows = {body: np.flatnonzero(self.bodies == body) for body in SHARES}
         windows = [data["states"][:, start : start + towers.NUM_FRAMES] for start in range(OFFSETS)]
         self.scores = np.stack([captions.score_table(window, self.bodies) for window in windows], 1)
-        measured = np.stack([window.mean(1) for window in windows], 1)
+        measured = np.stack([window[..., : len(HELPED)].mean(1) for window in windows], 1)
         self.measured = np.clip((measured - measured.mean((0, 1))) / (measured.std((0, 1)) + 1e-6), -4, 4)
 
     def batch(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -128,7 +136,7 @@ def train_step(learner: Learner, batch: dict, graph: nnx.GraphDef, steps: int) -
 
 def init_learner(seed: int, steps: int) -> Learner:
     """Make fresh weights and an optimiser."""
-    readout = jax.random.normal(jax.random.key(seed), (towers.EMBED_DIM, len(FIELDS)))
+    readout = jax.random.normal(jax.random.key(seed), (towers.EMBED_DIM, len(HELPED)))
     facing = readout[: towers.CLOSE, : len(_NOSE)] / 8
     weights = {"towers": embedded.init_params(seed), "readout": readout, "facing": facing, "scale": jnp.log(10.0)}
     return Learner(weights, jax.tree.map(jnp.copy, weights), optimiser(steps).init(weights))
@@ -156,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -167,7 +175,7 @@ def main() -> None:
         batch = clips.batch(np.random.default_rng((args.seed, step)))
         learner, losses = train_step(learner, batch, graph, args.steps)
         sums.append(losses)
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 50 == 0 or step + 1 == args.steps:
             line = {name: round(float(np.mean([one[name] for one in sums])), 4) for name in losses}
             if not all(np.isfinite(value) for value in line.values()):
                 raise FloatingPointError(f"loss is not finite at step {step + 1}: {line}")

@@ -32,7 +32,7 @@ def score(captions, name, body, **values):
 def test_every_judged_prompt_is_a_trained_phrasing_of_its_body(captions):
     from experiments.embedded_encoder.gates import JUDGED
 
-    assert len(JUDGED) == 7
+    assert len(JUDGED) == 10
     for task in JUDGED:
         spoken = [c for c in captions.CONCEPTS if task.prompt in c.phrases and task.body in c.scores]
         assert {c.graded for c in spoken} == {True, False}, task.name
@@ -64,6 +64,50 @@ def test_graded_running_grows_with_speed_even_when_slow(captions):
     grades = [score(captions, "run", "cheetah", speed=v, upright=1) for v in (-2, 0, 0.2, 1, 5, 10)]
     assert grades == sorted(grades) and grades[-1] == pytest.approx(1)
     assert grades[2] - grades[1] > 0.03
+
+
+STANDS = dict(upright=0.99, height=1.2, hands=0.8, knees=0.55)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "lie"),
+    [
+        ("standing", STANDS, STANDS | {"height": 0.7}),
+        ("walking", STANDS | {"speed": 1.5}, STANDS | {"speed": 0.2}),
+        ("running", STANDS | {"speed": 7}, STANDS | {"speed": 2}),
+        ("hands up", STANDS | {"hands": 1.7}, STANDS),
+        ("punching", STANDS | {"punch": 5}, STANDS | {"punch": 1}),
+        ("one foot", STANDS | {"feet_high": 0.6}, STANDS | {"feet_high": 0.2}),
+        ("kick", STANDS | {"feet_high": 1.1}, STANDS | {"feet_high": 0.4}),
+        ("kneeling", dict(upright=0.95, height=0.75, knees=0.06), dict(upright=0.95, height=0.3, knees=0.1)),
+        ("kneeling", dict(upright=0.95, height=0.5, knees=0.06), STANDS),
+        ("lying", dict(height=0.08), dict(height=0.5)),
+        ("lying legs up", dict(height=0.08, feet_low=0.8), dict(height=0.08, feet_low=0.1)),
+        ("on its head", dict(upright=-0.95, feet_low=1.6), dict(upright=-0.95, feet_low=0.3)),
+        ("on its head", dict(upright=-0.95, feet_low=1.6), dict(upright=-0.95, feet_low=1.6, clearance=0.5)),
+    ],
+)
+def test_a_stickman_is_described_by_its_state(captions, name, truth, lie):
+    assert score(captions, name, "stickman", **truth) == 1
+    assert score(captions, name, "stickman", **lie) == 0
+
+
+def test_every_pose_of_the_stickman_that_captions_name_is_graded_by_its_reward(captions):
+    from experiments.embedded_encoder.gates import POSED
+
+    mine = [task for task in POSED if task.body == "stickman"]
+    graded = {c.name: c for c in captions.CONCEPTS if c.graded}
+    told = {task.goal for task in mine if task.goal in graded and task.prompt in graded[task.goal].phrases}
+    assert told == {task.goal for task in mine} - {"flipping", "lunge_pose"}
+    for goal in told:
+        grades = [score(captions, goal, "stickman", **{goal: reward}) for reward in (0, 0.3, 0.6, 0.9, 1)]
+        assert grades == sorted(grades) and grades[0] == 0 and grades[-1] == pytest.approx(1) and grades[2] < grades[4]
+
+
+def test_what_idle_standing_earns_is_pressed_to_a_tenth(captions):
+    assert score(captions, "high_kick", "stickman", high_kick=0.25) == pytest.approx(0.1)
+    assert score(captions, "high_kick", "stickman", high_kick=0.625) == pytest.approx(0.55)
+    assert score(captions, "boxing", "stickman", boxing=1.0, speed=6) == pytest.approx(0.6)
 
 
 def test_conjunctions_follow_three_valued_logic(captions):
