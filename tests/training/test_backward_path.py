@@ -30,6 +30,7 @@ def test_differences_are_paired_by_seed():
     assert any("gradient - off   mean" in line and "+0.100  95% [+0.050, +0.150]" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_variants_differ_in_the_backward_path_alone_and_seeds_in_the_seed(trained):
     stage1 = RunFolder.load(trained[0])
     base = flatten(module.variant_config(stage1, "gradient", 3, 7))
@@ -41,6 +42,7 @@ def test_variants_differ_in_the_backward_path_alone_and_seeds_in_the_seed(traine
     assert changed == {"gradient": set(), "off": {"joint.jbo"}, "stop": {"joint.jbo_reaches_adapter"}}
 
 
+@pytest.mark.slow
 def test_a_branch_keeps_the_model_and_has_the_behaviour_of_its_seed(trained, tmp_path):
     stage1 = RunFolder.load(trained[0])
     states = []

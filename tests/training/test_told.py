@@ -83,6 +83,7 @@ def genrl(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_genrls_episodes_train_a_run_without_any_encoder(genrl, command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(embedded, "load", lambda *_: pytest.fail("an encoder was loaded"))
     cli.main(["import", str(genrl), str(tmp_path / "episodes"), "--format", "genrl", "--body", "walker"])
