@@ -10,7 +10,6 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bitagent_jax.agent import visual
-from bitagent_jax.agent.semantics import make_probe
 from bitagent_jax.training import sharding
 from bitagent_jax.training.metrics import Metrics, check_finite, progress
 from bitagent_jax.training.run import RunFolder
@@ -47,9 +46,7 @@ def train(path: str | Path, config: ConfigDict) -> RunFolder:
 def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: "_Sigterm") -> None:
     """Update until step ``until``, reporting, saving and collecting at their intervals."""
     every, data = session.config.train, session.config.data
-    train_step, step, loader = session.train_step(stage), session.step, session.loader()
-    probe = make_probe(session.graph, session.told.embeddings)
-    probe = jax.jit(probe, out_shardings=sharding.replicated(session.mesh))
+    train_step, probe, step, loader = session.train_step(stage), session.probe(), session.step, session.loader()
     try:
         with progress(until, step, desc=f"stage {stage}") as bar:
             while step < until:
@@ -63,7 +60,7 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
                 leaving = stop.due(step)
                 last = step == until or leaving
                 if last or step % every.log_every == 0 or step % every.checkpoint_every == 0:
-                    floats = check_finite(step, values | probe(session.state.params, batch))
+                    floats = check_finite(step, values | probe(session.state, batch))
                     metrics.scalars(step, floats | {"stage": stage, "steps_per_second": bar.rate})
                     bar.update(0, note=_note(floats))
                 if last or step % every.checkpoint_every == 0:

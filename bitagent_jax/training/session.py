@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bitagent_jax.agent.joint import make_train_step
+from bitagent_jax.agent.semantics import make_probe
 from bitagent_jax.agent.state import TrainState, build, init_state
 from bitagent_jax.config import default_tasks, validate
 from bitagent_jax.data.behaviors import acting, mixture, need_states, spread
@@ -90,6 +91,11 @@ class Session:
         if jax.process_count() > 1 and jax.default_backend() == "cpu":  # gloo can deadlock with two steps in flight
             return lambda state, batch: jax.block_until_ready(compiled(state, batch))
         return compiled
+
+    def probe(self):
+        """Compile ``probe(state, batch) -> metrics`` of the MLLM side, for the steps that are reported."""
+        probe = make_probe(self.graph, self.told.embeddings)
+        return jax.jit(lambda state, batch: probe(state.params, batch), out_shardings=sharding.replicated(self.mesh))
 
     def loader(self) -> Loader:
         """Start drawing the batches of the present step and those after it."""

@@ -108,6 +108,9 @@ class Loop:
         kl = lambda step: float("nan") if step >= self._bad_from else 1.0  # noqa: E731
         return lambda step, batch: (step + 1, {"loss/kl": kl(step + 1), "loss/text": 1.0})
 
+    def probe(self):
+        return lambda state, batch: {"adapter/effective_rank": 1.0}
+
     def loader(self):
         return self
 
