@@ -85,9 +85,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def jit_step(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
-    """Jit ``step(state, batch) -> (state, metrics)`` for a mesh; the state, placed by ``shardings``, is donated."""
+    """Jit ``step(state, batch) -> (state, metrics)`` for a mesh; the state, placed by ``shardings``, is donated.
+
+    Parameters that ``fsdp`` splits are gathered once, before the step: otherwise the partitioner would split the
+    activations too, and exchange them in every iteration of every loop. Moments stay split.
+    """
+
+    def gathered(state, batch):
+        whole = jax.lax.with_sharding_constraint((state.params, state.slow), replicated(mesh))
+        return step(state._replace(params=whole[0], slow=whole[1]), batch)
+
     return jax.jit(
-        step,
+        gathered if mesh.shape["fsdp"] > 1 else step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

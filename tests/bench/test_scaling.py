@@ -44,9 +44,12 @@ def test_only_gradients_and_scalars_cross_the_data_axis(rows, stage):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_fsdp_gathers_parameters(rows, stage):
+def test_fsdp_gathers_parameters_once_and_no_activations(rows, stage):
     mine = [row for row in rows if (row["mesh"], row["stage"]) == ("1 x 8", stage)]
-    assert ("all-gather", "parameters") in {(row["collective"], row["carries"]) for row in mine}
+    (gathered,) = (row for row in mine if (row["collective"], row["carries"]) == ("all-gather", "parameters"))
+    assert gathered["in loops"] == "no" and gathered["MiB a step"] < 2 * gathered["gradients (MiB)"]
+    size = RETURNS * 4 / 2**20 if stage == 2 else 0
+    assert sum(row["MiB a step"] for row in mine if row["carries"] == "other") == size
 
 
 def test_tensors_are_told_apart_by_shape():
