@@ -2,10 +2,11 @@
 
     pip install -e '.[plots]' && python -m experiments.learning_proof runs/proof [--variants full] [--seeds 0 1 2]
 
-Hardware: two CPU cores; about a quarter of an hour to collect the data once, then under 45 minutes a run.  Each run
-and the collection continue when called again, and what is in the results is not done again, so that the runs can be
-spread over days and machines.  Every variant and seed learns from the same episodes, collected by `bitagent collect
---mix zoo`, without rewards or labels:
+Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then about 45 minutes a run (10,000 of its
+11,000 steps took 40 minutes beside other jobs; a whole run was not timed).  Each run and the collection continue when
+called again, and what is in the results is not done again, so that the runs can be spread over days and machines.
+Every variant and seed learns from the same episodes, collected by `bitagent collect --mix zoo`, without rewards or
+labels:
 
     full      the method
     genrl     no fusion, no L_MLLM, no L_JBO (the ablation `genrl` of the config)

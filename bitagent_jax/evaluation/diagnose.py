@@ -110,7 +110,8 @@ def judge_windows(
         prompts: task -> sentence.
         windows: of each episode, evenly spread from the first row with an embedding to the last row.
     """
-    texts = encoder.embed_text(list(prompts.values()))
+    told = list(prompts.values())  # a run's may be of any kind
+    texts = np.stack([agent.embed_prompt(prompt) for prompt in told]) if agent else encoder.embed_text(told)
     context, steps = encoder.num_frames - 1, agent.config.imagination.horizon if agent else STEPS
     judge = make_judge(agent, texts, context) if agent else None
     judged = []

@@ -153,6 +153,21 @@ def test_zoo_policy_lets_each_environments_actor_act():
     assert loud[0] == pytest.approx(np.tanh(-1)) and loud[1] != loud[0]
 
 
+def test_in_mixed_environments_joints_hold_actions_and_noise_comes_and_goes():
+    """An actor that does nothing shows the disturbances alone; 40 mixed environments and one that is not."""
+    still = Actor([(np.zeros((1, 6)), np.zeros(6))])
+    policy = ZooPolicy([still] * 41, mixed=[True] * 40 + [False], repertoire=[still], seed=3)
+    row = states(np.zeros(41))._replace(action=np.zeros((41, 6), np.float32), is_first=np.ones(41, bool))
+    steps = [policy(row)]
+    steps = np.stack(steps + [policy(row._replace(is_first=np.zeros(41, bool))) for _ in range(199)])
+    assert not steps[:, 40].any() and np.abs(steps).max() <= 1
+    same = (steps[1:] == steps[:-1]) & (steps[1:] != 0)
+    extreme = np.abs(steps[1:]) == 1
+    assert same[:, :40].mean() > 0.05 and (same & extreme).any() and (same & ~extreme).any()
+    free = steps[:, :40] == 0  # joints that follow the actor
+    assert 0.1 < free.mean() < 0.8
+
+
 def test_without_an_actor_an_environment_acts_at_random_and_needs_no_state():
     rows = Timestep(None, np.zeros((500, 6), np.float32), None, None, None, state=np.zeros((500, 0), np.float32))
     actions = ZooPolicy([None] * 500)(rows)

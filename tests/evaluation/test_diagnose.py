@@ -85,6 +85,15 @@ def test_windows_are_spread_over_the_rows_with_embeddings(folder, encoder):
     assert len(judge_windows(episodes, encoder, None, prompts, 100).true) == 3 * 18  # each window once
 
 
+def test_what_a_run_was_told_may_be_paraphrases(folder, agent, encoder):
+    module.embed_folder(folder, encoder)
+    episodes = open_episodes(list_episodes(folder))[0]
+    found = judge_windows(episodes, encoder, agent, {"walker_stand": "stand | walk fast clean"}, 1)
+    told = encoder.embed_text(["stand", "walk fast clean"]).mean(0)
+    embedding = open_embedding(episodes[0], encoder.fingerprint).read()["embedding"][7 : 7 + 10].mean(0)
+    assert found.scores[RAW][0, 0] == pytest.approx(embedding @ told / np.linalg.norm(told), abs=1e-5)
+
+
 def test_a_runs_judges_are_its_reward_on_the_posteriors_of_the_frames(agent, encoder):
     data, context = episode(ROWS, 0), 7
     index = np.array([[3], [20]]) + np.arange(context + 10)
