@@ -1,4 +1,4 @@
-"""The one table of settings: every field, its default (the paper's size) and the smaller presets.
+"""The one table of settings: every field and its default, the paper's size; what departs from it is in presets.py.
 
 Marks in the comments: [P] stated by the paper, [G] inherited from GenRL, [D] a decision where the paper is
 silent; each [D] is a field so that it can be ablated.  ``experiments/configs`` compose these functions into
@@ -17,6 +17,7 @@ from bitagent_jax.envs import register
 from bitagent_jax.envs.tasks import BODIES, tasks_of
 from bitagent_jax.mllm.encoder import CLIP, ENCODERS
 from bitagent_jax.mllm.precomputed import NAME as PRECOMPUTED
+from bitagent_jax.presets import ABLATIONS, BODY_TASKS, PRESETS
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "env.look": ("auto", "stock", "fast"),
@@ -167,112 +168,6 @@ LATER = (
     "joint.jbo_reaches_adapter",
 )  # fmt: skip
 """How fields begin that runs of earlier versions lack; their defaults are what those versions did."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "cpu": {
-        "data.episodes": 45,
-        "data.capacity": 200_000,
-        "mllm.aligner_units": 48,
-        "mllm.adapter_units": 32,
-        "world_model.deter": 120,
-        "world_model.hidden": 128,
-        "world_model.stoch": 24,
-        "world_model.classes": 12,
-        "world_model.logit_scale": 5.0,
-        "world_model.vision": "patch",
-        "world_model.depth": 24,
-        "fusion.layers": 1,
-        "fusion.width": 64,
-        "fusion.layer_scale": 0.1,
-        "fusion.skip": True,
-        "behavior.layers": 2,
-        "behavior.units": 112,
-        "behavior.init_std": 0.4,
-        "behavior.discount": 0.97,
-        "behavior.bins": 63,
-        "behavior.regression": 1.0,
-        "explore.layers": 2,
-        "explore.units": 128,
-        "explore.updates": 40,
-        "optim.model_lr": 1e-3,
-        "optim.behavior_lr": 5e-4,
-        "optim.clip": 100.0,
-        "optim.behavior_clip": 1.0,
-        "imagination.stride": 2,
-        "train.stage1_steps": 800,
-        "train.stage2_steps": 400,
-        "train.batch": 16,
-        "train.length": 16,
-        "train.log_every": 20,
-        "train.checkpoint_every": 200,
-        "train.video_every": 400,
-        "eval.episodes": 4,
-    },
-    "debug": {
-        "env.num_envs": 2,
-        "data.mix": "random",
-        "data.episodes": 2,
-        "data.capacity": 20_000,
-        "mllm.aligner_units": 16,
-        "mllm.adapter_units": 8,
-        "world_model.deter": 32,
-        "world_model.hidden": 32,
-        "world_model.stoch": 4,
-        "world_model.classes": 4,
-        "world_model.vision": "patch",
-        "world_model.depth": 8,
-        "fusion.layers": 2,
-        "fusion.width": 32,
-        "fusion.layer_scale": 0.1,
-        "behavior.layers": 1,
-        "behavior.units": 32,
-        "behavior.bins": 41,
-        "explore.layers": 1,
-        "explore.units": 32,
-        "explore.updates": 4,
-        "optim.model_lr": 1e-3,
-        "optim.behavior_lr": 1e-3,
-        "train.stage1_steps": 20,
-        "train.stage2_steps": 10,
-        "train.batch": 4,
-        "train.length": 16,
-        "train.log_every": 5,
-        "train.checkpoint_every": 10,
-        "train.video_every": 0,
-        "eval.episodes": 1,
-    },
-}
-
-BODY_TASKS: dict[str, tuple[str, ...]] = {
-    "walker": ("walker_stand", "walker_walk", "walker_run"),
-    "cheetah": ("cheetah_run",),
-    "quadruped": ("quadruped_stand", "quadruped_walk", "quadruped_run"),
-    "stickman": ("stickman_stand", "stickman_walk", "stickman_run"),
-    "kitchen": ("kitchen_microwave", "kitchen_light", "kitchen_burner", "kitchen_slide"),
-}
-
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "no_tamf": {"fusion.kind": "concat"},
-    "no_mllm_loss": {"joint.mllm": 0.0, "imagination.semantics": "hold"},  # f_dec stays untrained
-    "no_jbo": {"joint.jbo": 0.0},
-    "stop_jbo": {"joint.jbo_reaches_adapter": False},
-    "no_adapter": {"mllm.adapter": "none"},
-    "lowrank": {"mllm.adapter": "lowrank"},
-    "cosine": {"reward.similarity": "cosine"},
-    "neg_kl": {"reward.similarity": "neg_kl"},
-    "hold": {"imagination.semantics": "hold"},
-    "action_prior": {"task_imagination.action": True},
-    "history": {"world_model.posterior": "history", "world_model.decoder": "feat"},
-    "frozen_world_model": {"joint.world_model_in_stage2": False},
-    "genrl": {
-        "fusion.kind": "none",
-        "mllm.adapter": "none",
-        "joint.mllm": 0.0,
-        "joint.jbo": 0.0,
-        "joint.dynamics_kl": 0.0,
-    },
-}
 
 
 def default_tasks(body: str) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from bitagent_jax import config as config_lib
-from bitagent_jax.config import ABLATIONS, BODY_TASKS, CHOICES, PRESETS, make_config, validate
+from bitagent_jax.config import CHOICES, make_config, validate
+from bitagent_jax.presets import ABLATIONS, BODY_TASKS, PRESETS
 
 CONFIGS = Path(__file__).parent.parent / "experiments" / "configs"
 
