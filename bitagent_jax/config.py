@@ -262,6 +262,11 @@ def _check_lengths(config: ConfigDict) -> None:
     for field in (*positive, "imagination.horizon", "imagination.stride", "mllm.adapter_rank"):
         if flatten(config)[field] < 1:
             raise ValueError(f"config.{field}={flatten(config)[field]} must be at least 1")
+    if config.behavior.regression and window > length:
+        raise ValueError(
+            f"config.reward.window={window} is outside 1..{length} (config.train.length, whose rows are aligned too "
+            f"with config.behavior.regression={config.behavior.regression})"
+        )
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
