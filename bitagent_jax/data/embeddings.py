@@ -103,6 +103,13 @@ def require_embeddings(folder: str | Path, fingerprint: str, width: int) -> None
         raise unknown(f"embeddings in {folder}:", wanted, found)
 
 
+def without_embeddings(episodes: list[Records], fingerprint: str, width: int) -> list[Records]:
+    """Return the episodes that have no embeddings of this key and width; ValueError for damaged or stale ones."""
+    caches = [open_embedding(episode, fingerprint) for episode in episodes]
+    fits = [cached is not None and cached.fields["embedding"][1] == (width,) for cached in caches]
+    return [episode for episode, fit in zip(episodes, fits, strict=True) if not fit]
+
+
 def write_embedding(
     episode: Records, fingerprint: str, embedding: np.ndarray, has_embedding: np.ndarray, stride: int = 1
 ) -> Path:

@@ -18,7 +18,7 @@ from bitagent_jax.agent.dynamics import flatten_latent
 from bitagent_jax.agent.joint import task_reward
 from bitagent_jax.agent.rewards import SIMILARITIES
 from bitagent_jax.bench import report
-from bitagent_jax.data.embeddings import embed_folder, open_embedding
+from bitagent_jax.data.embeddings import embed_folder, open_embedding, without_embeddings
 from bitagent_jax.data.episodes import list_episodes, open_episodes
 from bitagent_jax.data.records import Records
 from bitagent_jax.envs.tasks import TASKS, get_task
@@ -28,12 +28,14 @@ from bitagent_jax.evaluation.rollouts import task_prompts
 from bitagent_jax.evaluation.scatter import Panel, scatter
 from bitagent_jax.inference import load
 from bitagent_jax.mllm.encoder import EMBEDDED, Encoder, load_encoder
+from bitagent_jax.mllm.precomputed import Precomputed
 from bitagent_jax.nn.distributions import mode_onehot
 from bitagent_jax.policy import Agent
 from bitagent_jax.training.run import RunFolder
 
 RAW = "raw cosine"
 STEPS = 16  # rows of a window without a run to say how far it imagines
+NAMED = 5  # episodes of those that lack embeddings
 
 
 class Diagnosis(NamedTuple):
@@ -52,7 +54,8 @@ def diagnose(
 
     Args:
         source: a run folder, all of whose forms of reward are judged, or a folder of episodes, for which only the
-            encoder's cosine is. What embeddings the episodes lack is computed and cached beside them.
+            encoder's cosine is. What embeddings the episodes lack is computed and cached beside them; those of a
+            run without an encoder must be there.
         data: episodes for a run, instead of its own.
         encoder, weights: of a folder of episodes; by default ``embedded``.
         windows: drawn from each episode, evenly spread.
@@ -60,7 +63,8 @@ def diagnose(
         out: where ``diagnose.json`` and ``diagnose.png`` go; by default into ``source``.
 
     Raises:
-        ValueError: what does not fit, or no episode of a task that a sentence is known for.
+        ValueError: what does not fit, no episode of a task that a sentence is known for, or embeddings that are
+            missing and that no encoder can compute.
         RunError, CheckpointError: of a run.
     """
     if windows < 1:
@@ -77,7 +81,8 @@ def diagnose(
         folder, judge = source, load_encoder(encoder or EMBEDDED, weights)
     episodes = open_episodes(list_episodes(folder))[0]
     prompts = _sentences(episodes, agent, folder)
-    embed_folder(folder, judge)
+    if not isinstance(judge, Precomputed):
+        embed_folder(folder, judge)
     found = judge_windows(episodes, judge, agent, prompts, windows)
     rows = agreement.rows(found, list(prompts))
     shown = agent.config.reward.similarity if agent else RAW
@@ -114,11 +119,11 @@ def judge_windows(
     texts = np.stack([agent.embed_prompt(prompt) for prompt in told]) if agent else encoder.embed_text(told)
     context, steps = encoder.num_frames - 1, agent.config.imagination.horizon if agent else STEPS
     judge = make_judge(agent, texts, context) if agent else None
+    fit = [one for one in episodes if one.meta.get("task") in prompts and one.rows >= context + steps]
+    _require_embeddings(fit, encoder)
     judged = []
-    for number, episode in enumerate(episodes):
+    for number, episode in enumerate(fit):
         last = episode.rows - steps
-        if episode.meta.get("task") not in prompts or last < context:
-            continue
         arrays, cached = episode.read(), open_embedding(episode, encoder.fingerprint).read()
         starts = np.unique(np.linspace(context, last, windows).astype(int))
         rows = starts[:, None] + np.arange(-context, steps)
@@ -137,6 +142,18 @@ def judge_windows(
     *columns, scores = zip(*judged, strict=True)
     together = {kind: np.concatenate([one[kind] for one in scores]) for kind in scores[0]}
     return Judged(*map(np.concatenate, columns), together)
+
+
+def _require_embeddings(episodes: list[Records], encoder: Encoder) -> None:
+    lacking = [one.path for one in without_embeddings(episodes, encoder.fingerprint, encoder.embed_dim)]
+    if lacking:
+        names = ", ".join(path.name for path in lacking[:NAMED]) + (", ..." if len(lacking) > NAMED else "")
+        raise ValueError(
+            f"{len(lacking)} of {len(episodes)} episodes to judge in {lacking[0].parent} lack embeddings "
+            f"{encoder.fingerprint}:{encoder.embed_dim} ({names}), and {encoder.name} computes none: store them beside "
+            "the episodes (bitagent import --format genrl, or write_embedding of bitagent_jax.data.embeddings), or "
+            "name episodes that have them with --data"
+        )
 
 
 def _mean_embedding(cached: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from bitagent_jax.data.embeddings import (
     open_embedding,
     require_embeddings,
     stride_of,
+    without_embeddings,
     write_embedding,
 )
 from bitagent_jax.data.episodes import write_episode
@@ -148,6 +149,16 @@ def test_embeddings_are_listed_and_those_that_are_not_there_are_named(folder):
         require_embeddings(folder, "genrl-clip_vdeo", 5)
     with pytest.raises(ValueError, match="'mean-3:512'. Did you mean 'mean-3:2'"):
         require_embeddings(folder, "mean-3", 512)
+
+
+def test_episodes_without_embeddings_of_a_key_and_width_are_found(folder):
+    episodes = [open_records(folder / f"{number}.ep") for number in range(3)]
+    write_embedding(episodes[0], "x", np.ones((6, 5)), np.ones(6, bool))
+    write_embedding(episodes[1], "x", np.ones((6, 4)), np.ones(6, bool))
+    assert without_embeddings(episodes, "x", 5) == episodes[1:] and without_embeddings(episodes[:1], "x", 5) == []
+    (folder / "2.x.emb").write_bytes(b"x")
+    with pytest.raises(ValueError, match="damaged embeddings.*2.x.emb"):
+        without_embeddings(episodes, "x", 5)
 
 
 def test_corrupt_episodes_are_skipped(folder, caplog):

@@ -11,12 +11,13 @@ from flax import nnx
 from bitagent_jax.agent import rewards
 from bitagent_jax.agent.state import build
 from bitagent_jax.config import make_config
-from bitagent_jax.data.embeddings import open_embedding
+from bitagent_jax.data.embeddings import open_embedding, write_embedding
 from bitagent_jax.data.episodes import list_episodes, open_episodes, write_episode
 from bitagent_jax.envs.tasks import get_task
 from bitagent_jax.evaluation import diagnose as module
 from bitagent_jax.evaluation.diagnose import RAW, diagnose, judge_windows, make_judge
 from bitagent_jax.mllm.encoder import load_encoder
+from bitagent_jax.mllm.precomputed import Precomputed
 from bitagent_jax.policy import Agent
 
 ROWS = 40
@@ -125,6 +126,24 @@ def test_a_run_is_judged_in_all_forms_on_its_tasks(agent, folder, tmp_path, monk
     assert {row.task for row in done.rows} == {"walker_stand", "walker_walk"}  # of three; the cheetah is no task of it
     assert "mean reward by max_cosine" in done.text
     assert done.paths[0] == tmp_path / "run" / "diagnose.json"
+
+
+def test_a_run_without_an_encoder_judges_embeddings_that_are_there(agent, folder, tmp_path, monkeypatch):
+    stand_in, rng = Precomputed("elsewhere", agent.encoder.embed_dim), np.random.default_rng(0)
+    known = {get_task(name).prompt: rng.normal(size=stand_in.embed_dim) for name in agent.config.tasks}
+    blind = Agent(agent.config, agent.params, stand_in, known)
+    monkeypatch.setattr(module, "load", lambda source, step: blind)
+    episodes, has = open_episodes(list_episodes(folder))[0], np.arange(ROWS) % 8 == 7
+    for number, width in ((0, stand_in.embed_dim), (1, 3)):
+        write_embedding(episodes[number], "elsewhere", rng.normal(size=(ROWS, width)), has, stride=8)
+    with pytest.raises(ValueError, match="2 of 3 episodes to judge in .*data lack embeddings elsewhere:") as error:
+        diagnose(tmp_path / "run", data=folder)
+    assert "(1.ep, 2.ep), and precomputed computes none: store them beside" in str(error.value)
+    for number in (1, 2):
+        write_embedding(episodes[number], "elsewhere", rng.normal(size=(ROWS, stand_in.embed_dim)), has, stride=8)
+    done = diagnose(tmp_path / "run", data=folder, windows=2)
+    assert {row.task for row in done.rows} == {"walker_stand", "walker_walk"}
+    assert len(list(folder.glob("*.emb"))) == 3
 
 
 def test_what_does_not_fit_is_named(folder, tmp_path, agent, monkeypatch):
