@@ -11,23 +11,15 @@ from bitagent_jax.mllm.encoder import Encoder, load_encoder
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder like a downloaded one: config, weights, preprocessor, tokenizer, of a tiny random model."""
-    folder = tmp_path_factory.mktemp("clip")
-    parity.tiny_clip(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reference(folder):
+def reference(clip_folder):
     from transformers import CLIPModel
 
-    return CLIPModel.from_pretrained(folder, attn_implementation="eager").eval()
+    return CLIPModel.from_pretrained(clip_folder, attn_implementation="eager").eval()
 
 
 @pytest.fixture(scope="module")
-def encoder(folder):
-    return load_encoder("clip", str(folder))
+def encoder(clip_folder):
+    return load_encoder("clip", str(clip_folder))
 
 
 def pictures(folder, frames):
@@ -53,25 +45,25 @@ def test_every_layer_of_both_towers(reference):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 32), (20, 20), (64, 96), (90, 50)])
-def test_pixels_equal_the_processors(folder, encoder, shape):
+def test_pixels_equal_the_processors(clip_folder, encoder, shape):
     frames = np.random.default_rng(0).integers(0, 256, (4, *shape, 3), np.uint8)
-    expected = pictures(folder, frames).permute(0, 2, 3, 1)
+    expected = pictures(clip_folder, frames).permute(0, 2, 3, 1)
     parity.close(encoder.pixels(frames), expected, 1e-6)
 
 
-def test_tokens_equal_the_tokenizers(folder, encoder):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_tokens_equal_the_tokenizers(clip_folder, encoder):
+    tokenizer = AutoTokenizer.from_pretrained(clip_folder)
     expected = tokenizer(parity.prompts(), padding="max_length", truncation=True, max_length=77, return_tensors="np")
     ids, mask = encoder.tokenize(parity.prompts())
     assert np.array_equal(ids, expected["input_ids"]) and np.array_equal(mask, expected["attention_mask"])
     assert len({tuple(row) for row in ids}) > len(parity.prompts()) - 3
 
 
-def test_the_encoder_equals_the_reference(folder, encoder, reference):
+def test_the_encoder_equals_the_reference(clip_folder, encoder, reference):
     torch = parity.torch()
     frames = parity.frames(11)
     with torch.no_grad():
-        each = parity.normalized(reference.get_image_features(pixel_values=pictures(folder, frames)).pooler_output)
+        each = parity.normalized(reference.get_image_features(pixel_values=pictures(clip_folder, frames)).pooler_output)
     expected = parity.normalized(each.unfold(0, 8, 1).mean(-1))
     rows, full = encoder.embed_windows(frames)
     assert isinstance(encoder, Encoder) and full.tolist() == [False] * 7 + [True] * 4
@@ -80,12 +72,12 @@ def test_the_encoder_equals_the_reference(folder, encoder, reference):
 
 
 @pytest.mark.parametrize("end", [2, None])
-def test_sentences_equal_the_reference(folder, end):
+def test_sentences_equal_the_reference(clip_folder, end):
     """Also for configs that say that the end of text is token 2, as OpenAI's do."""
     torch = parity.torch()
     from transformers import CLIPModel
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(clip_folder)
     model = parity.randomize(CLIPModel(parity.clip_config(end or tokenizer.eos_token_id)))
     inputs = tokenizer(parity.prompts(), padding=True, truncation=True, max_length=77, return_tensors="pt")
     with torch.no_grad():

@@ -11,19 +11,12 @@ from bitagent_jax.mllm.encoder import Encoder, load_encoder
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    parity.tiny_clip(folder)
-    return folder
+def encoder(clip_folder):
+    return load_encoder("hf_torch", str(clip_folder))
 
 
-@pytest.fixture(scope="module")
-def encoder(folder):
-    return load_encoder("hf_torch", str(folder))
-
-
-def test_it_equals_the_port_of_the_same_model(folder, encoder):
-    port, frames = load_encoder("clip", str(folder)), parity.frames(20)
+def test_it_equals_the_port_of_the_same_model(clip_folder, encoder):
+    port, frames = load_encoder("clip", str(clip_folder)), parity.frames(20)
     assert isinstance(encoder, Encoder)
     assert (encoder.num_frames, encoder.embed_dim) == (port.num_frames, port.embed_dim)
     rows, full = encoder.embed_windows(frames)
@@ -59,7 +52,7 @@ def test_files_that_make_no_model_are_refused(tmp_path):
         load_encoder("hf_torch", str(tmp_path))
 
 
-def test_without_torch_the_extra_is_named(folder, monkeypatch):
+def test_without_torch_the_extra_is_named(clip_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"hf_torch needs torch: pip install 'bitagent_jax\[torch\]'"):
-        load_encoder("hf_torch", str(folder))
+        load_encoder("hf_torch", str(clip_folder))
