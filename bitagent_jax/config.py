@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mllm.adapter": ("residual", "lowrank", "none"),
     "reward.similarity": ("max_cosine", "cosine", "neg_kl"),
     "imagination.semantics": ("decode", "hold"),
+    "optim.kind": ("adam", "muon"),
     "compute.dtype": ("float32", "bfloat16"),
 }
 
@@ -140,6 +141,7 @@ def defaults() -> ConfigDict:
                 "world_model_in_stage2": True,  # [D]
             },
             "optim": {
+                "kind": "adam",  # [D] adam | muon: of all but actor and critic
                 "model_lr": 1e-4,
                 "behavior_lr": 1e-4,
                 "clip": 1000.0,
@@ -165,7 +167,7 @@ def defaults() -> ConfigDict:
 
 LATER = (
     "explore.", "mllm.adapter_rank", "fusion.skip", "behavior.regression", "joint.relation", "joint.warmup",
-    "joint.jbo_reaches_adapter",
+    "joint.jbo_reaches_adapter", "optim.kind",
 )  # fmt: skip
 """How fields begin that runs of earlier versions lack; their defaults are what those versions did."""
 

@@ -57,7 +57,8 @@ def rollout(agent, start, embedding, has, task, horizon: int, semantics: str, ke
     """Imagine ``horizon`` steps with the policy: ``a_t ~ pi(.|z_t)``, ``s_{t+1} ~ p_theta``, then fuse again.
 
     Imagined steps have no pixels: with ``semantics="decode"`` the embedding of a new state is what the semantic
-    decoder reads from that state (with ``e_v`` hidden); with ``"hold"`` the start's embedding stays.
+    decoder reads from that state (with ``e_v`` hidden); with ``"hold"`` the start's embedding stays. For the backward
+    pass only matrix products are kept; what lies between them is computed again.
 
     Args:
         agent: the modules.
@@ -83,6 +84,7 @@ def rollout(agent, start, embedding, has, task, horizon: int, semantics: str, ke
         return (state, after, embedding, has), out
 
     first = agent.fusion(embedding, has, feature(start), task).astype(jnp.float32)
+    step = jax.checkpoint(step, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
     _, out = jax.lax.scan(step, (start, first, embedding, has), jax.random.split(key, horizon))
     out = jax.tree.map(lambda x: x.swapaxes(0, 1), out)
     return out | {"fused": jnp.concatenate([first[:, None], out["fused"]], 1)}

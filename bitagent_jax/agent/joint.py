@@ -35,15 +35,16 @@ def loss_table(config: ConfigDict, stage: int) -> dict[str, Row]:
     """Return the losses of stage 1 (model) or 2 (behaviour and joint optimisation); rows at scale 0 are left out."""
     joint = config.joint
     adapter = ("adapter",) if config.mllm.adapter != "none" else ()
-    rows = {}
+    rows = {
+        "semantic": Row(joint.mllm, ("fusion", "semantic", *adapter)),
+        "text": Row(joint.mllm or 1.0, ("aligner", *(adapter if joint.mllm else ()))),
+        "anchor": Row(joint.anchor, adapter),
+        "relation": Row(joint.relation, adapter),
+    }
     if stage == 1 or joint.world_model_in_stage2:
         rows |= {
             "reconstruction": Row(joint.wm, ("world_model",)),
             "kl": Row(joint.wm, ("world_model",)),
-            "semantic": Row(joint.mllm, ("fusion", "semantic", *adapter)),
-            "text": Row(joint.mllm or 1.0, ("aligner", *(adapter if joint.mllm else ()))),
-            "anchor": Row(joint.anchor, adapter),
-            "relation": Row(joint.relation, adapter),
             "task_kl": Row(config.task_imagination.kl_scale, ("task_imagination",)),
             "dynamics_kl": Row(joint.dynamics_kl, ("task_imagination",)),
         }
@@ -68,7 +69,8 @@ def warm_up(table: dict[str, Row], config: ConfigDict, step: jax.Array) -> dict[
 def routed_gradients(losses: Callable, params: dict, table: dict[str, Row]) -> tuple[dict, dict, dict]:
     """Differentiate each loss with respect to the modules of its row, and nothing else.
 
-    Losses that share their modules share one backward pass; the forward pass runs once.
+    Losses that share their modules share one backward pass; the forward pass runs once, and each backward pass goes
+    only where its losses lead (of one pullback for all, a zero cotangent would still run through every scan).
 
     Args:
         losses: ``params -> (dict of loss arrays, aux)``.
@@ -87,10 +89,10 @@ def routed_gradients(losses: Callable, params: dict, table: dict[str, Row]) -> t
         means = {name: jnp.mean(values[name]) for name in values}
         return [sum(table[n].scale * means[n] for n in names) for names in groups.values()], (means, aux)
 
-    values, pullback, (means, aux) = jax.vjp(totals, params, has_aux=True)
+    _, linear, (means, aux) = jax.linearize(totals, params, has_aux=True)
     gradients: dict = {}
     for i, modules in enumerate(groups):
-        (pulled,) = pullback([jnp.ones_like(v) if i == j else jnp.zeros_like(v) for j, v in enumerate(values)])
+        (pulled,) = jax.linear_transpose(lambda p, i=i: linear(p)[i], params)(jnp.ones(()))
         for module in modules:
             known = gradients.get(module)
             gradients[module] = pulled[module] if known is None else jax.tree.map(jnp.add, known, pulled[module])
@@ -102,8 +104,10 @@ def masked(loss: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, loss, 0.0) / jnp.maximum(jnp.mean(mask), 1 / mask.size)
 
 
-def model_losses(agent, observed: dict, batch: dict, task: jax.Array, config: ConfigDict, key) -> tuple[dict, dict]:
-    """Return the stage-1 losses, each ``[B, T]``, and metrics.
+def semantic_losses(
+    agent, observed: dict, batch: dict, task: jax.Array, config: ConfigDict, key
+) -> tuple[dict, dict]:
+    """Return the losses of the MLLM side, each ``[B, T]``, and metrics.
 
     Args:
         agent: the modules.
@@ -112,9 +116,9 @@ def model_losses(agent, observed: dict, batch: dict, task: jax.Array, config: Co
             episode's label), ``has_text [B]``.
         task: ``tau [B, D]`` of each sequence.
     """
-    hide_key, noise_key, match_key = jax.random.split(key, 3)
+    hide_key, noise_key = jax.random.split(key)
     frozen, has = batch["embedding"], batch["has_embedding"]
-    losses = agent.world_model.loss(observed, batch["image"])
+    losses = {}
     state = jax.lax.stop_gradient(feature(observed))
     embedding = agent.adapt(frozen)
 
@@ -131,13 +135,18 @@ def model_losses(agent, observed: dict, batch: dict, task: jax.Array, config: Co
         texts = jnp.concatenate([task, batch["text"]])
         known = jnp.concatenate([jnp.ones(len(task), bool), batch["has_text"]])
         losses["relation"] = masked(*relation_loss(frozen, embedding, has, texts, known))
-
-    matching = task_imagination.matching_losses(
-        agent.task_imagination, observed, batch["action"], jax.lax.stop_gradient(embedding), has,
-        config.task_imagination.segment, match_key,
-    )  # fmt: skip
-    losses |= {name: masked(matching[name], matching["valid"]) for name in ("task_kl", "dynamics_kl")}
     return losses, {"adapter/cosine_to_frozen": 1.0 - jnp.mean(losses["anchor"])}
+
+
+def world_losses(agent, observed: dict, batch: dict, config: ConfigDict, key) -> dict:
+    """Return the losses of the world model and of the task imagination that is matched to it, each ``[B, T]``."""
+    embedding = jax.lax.stop_gradient(agent.adapt(batch["embedding"]))
+    matching = task_imagination.matching_losses(
+        agent.task_imagination, observed, batch["action"], embedding, batch["has_embedding"],
+        config.task_imagination.segment, key,
+    )  # fmt: skip
+    matched = {name: masked(matching[name], matching["valid"]) for name in ("task_kl", "dynamics_kl")}
+    return agent.world_model.loss(observed, batch["image"]) | matched
 
 
 def squared(x: jax.Array) -> jax.Array:
@@ -267,16 +276,17 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
     """
     table = loss_table(config, stage)
     prompts = jnp.asarray(prompts)
-    with_model = "reconstruction" in table or "task_kl" in table
+    with_world = stage == 1 or config.joint.world_model_in_stage2
 
     def losses(params, state, batch):
         agent = nnx.merge(graph, params)
-        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 5)
         ids = assign_tasks(keys[0], batch["image"].shape[0], prompts.shape[0])
         observed = agent.world_model.observe(batch["image"], batch["action"], batch["is_first"], keys[1])
-        values, metrics, norms = {}, {}, state.norms
-        if with_model:
-            values, metrics = model_losses(agent, observed, batch, prompts[ids], config, keys[2])
+        values, metrics = semantic_losses(agent, observed, batch, prompts[ids], config, keys[2])
+        norms = state.norms
+        if with_world:
+            values |= world_losses(agent, observed, batch, config, keys[4])
         if stage == 2:
             fixed = jax.lax.stop_gradient(params)
             slow = nnx.merge(graph, fixed | jax.lax.stop_gradient(state.slow))

@@ -52,10 +52,18 @@ def build_module(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, 
 
 
 def optimizer(config: ConfigDict, module: str) -> optax.GradientTransformation:
-    """Return the optimiser of one module: global-norm clip, Adam, decoupled decay."""
+    """Return the optimiser of one module: global-norm clip, then Adam or, of the model, Muon; decoupled decay.
+
+    Muon (Jordan et al. 2024) takes matrices along their orthogonalised momentum, of the size of Adam's updates (Liu et
+    al. 2025, so that ``model_lr`` means the same for both), and everything else by Adam.
+    """
     optim = config.optim
     rate, clip = (optim.behavior_lr, optim.behavior_clip) if module in BEHAVIOR else (optim.model_lr, optim.clip)
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, eps=optim.eps, weight_decay=optim.decay))
+    if optim.kind == "muon" and module not in BEHAVIOR:
+        descend = optax.contrib.muon(rate, weight_decay=optim.decay, adam_weight_decay=optim.decay, consistent_rms=0.2)
+    else:
+        descend = optax.adamw(rate, eps=optim.eps, weight_decay=optim.decay)
+    return optax.chain(optax.clip_by_global_norm(clip), descend)
 
 
 def apply_gradients(config: ConfigDict, params: dict, opt: dict, grads: dict) -> tuple[dict, dict, dict]:

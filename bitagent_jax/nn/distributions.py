@@ -14,9 +14,14 @@ def categorical_log_probs(logits: jax.Array, unimix: float) -> jax.Array:
 
 
 def sample_onehot(key: jax.Array, log_probs: jax.Array) -> jax.Array:
-    """Sample one-hot ``[..., S, C]``; the gradient is that of the probabilities (straight-through)."""
+    """Sample one-hot ``[..., S, C]``; the gradient is that of the probabilities (straight-through).
+
+    Inverts the cumulated probabilities: one random number a categorical, where Gumbel noise takes C of them.
+    """
     probs = jnp.exp(log_probs)
-    sample = jax.nn.one_hot(jax.random.categorical(key, log_probs), log_probs.shape[-1], dtype=probs.dtype)
+    below = jnp.cumsum(probs, -1)
+    point = jax.random.uniform(key, (*probs.shape[:-1], 1)) * below[..., -1:]  # less than the last, whatever it is
+    sample = jax.nn.one_hot(jnp.sum(below <= point, -1), probs.shape[-1], dtype=probs.dtype)
     return sample + probs - jax.lax.stop_gradient(probs)
 
 

@@ -94,24 +94,24 @@ class PatchEncoder(nnx.Module):
 
 
 class PatchDecoder(nnx.Module):
-    """One projection to a 4x4 grid, 2x2 sub-pixel growth, then 8x8 pixel patches."""
+    """One projection to a 4x4 grid, two sub-pixel growths by 2, then 4x4 pixel patches."""
 
     def __init__(self, inputs: int, depth: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.grid = nnx.Linear(inputs, 16 * 2 * depth, dtype=dtype, rngs=rngs)
-        self.norm0 = nnx.LayerNorm(2 * depth, dtype=dtype, rngs=rngs)
-        self.grow = nnx.Linear(9 * 2 * depth, 4 * depth, dtype=dtype, rngs=rngs)
-        self.norm1 = nnx.LayerNorm(depth, dtype=dtype, rngs=rngs)
-        self.pixels = nnx.Linear(9 * depth, 8 * 8 * 3, dtype=dtype, rngs=rngs)
+        channels = [2 * depth, 4 * depth // 3, depth]
+        self.grid = nnx.Linear(inputs, 16 * channels[0], dtype=dtype, rngs=rngs)
+        for i in range(2):
+            setattr(self, f"grow{i}", nnx.Linear(9 * channels[i], 4 * channels[i + 1], dtype=dtype, rngs=rngs))
+        for i in range(3):
+            setattr(self, f"norm{i}", nnx.LayerNorm(channels[i], dtype=dtype, rngs=rngs))
+        self.pixels = nnx.Linear(depth, 4 * 4 * 3, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Decode ``[N, inputs]`` to images ``[N, 64, 64, 3]`` around zero."""
         x = nnx.silu(self.norm0(self.grid(x).reshape(x.shape[0], 4, 4, -1)))
-        x = depth_to_space(self.grow(self._neighbours(x)), 2)
-        x = nnx.silu(self.norm1(x))
-        return depth_to_space(self.pixels(self._neighbours(x)), 8)
-
-    def _neighbours(self, x: jax.Array) -> jax.Array:
-        return windows(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3)
+        for grow, norm in ((self.grow0, self.norm1), (self.grow1, self.norm2)):
+            around = windows(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3)
+            x = nnx.silu(norm(depth_to_space(grow(around), 2)))
+        return depth_to_space(self.pixels(x), 4)
 
 
 ENCODERS = {"conv": ConvEncoder, "patch": PatchEncoder}
