@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fusion.kind": ("tamf", "concat", "none"),
     "mllm.encoder": tuple(ENCODERS),
     "mllm.adapter": ("residual", "lowrank", "none"),
-    "reward.similarity": ("max_cosine", "cosine", "neg_kl"),
+    "reward.similarity": ("max_cosine", "cosine", "neg_kl", "likelihood"),
     "imagination.semantics": ("decode", "hold"),
     "optim.kind": ("adam", "muon"),
     "compute.dtype": ("float32", "bfloat16"),

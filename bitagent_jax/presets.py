@@ -88,6 +88,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "lowrank": {"mllm.adapter": "lowrank"},
     "cosine": {"reward.similarity": "cosine"},
     "neg_kl": {"reward.similarity": "neg_kl"},
+    "likelihood": {"reward.similarity": "likelihood"},
     "hold": {"imagination.semantics": "hold"},
     "action_prior": {"task_imagination.action": True},
     "history": {"world_model.posterior": "history", "world_model.decoder": "feat"},

@@ -239,8 +239,8 @@ def task_reward(agent, slow, path: dict, prompts, ids, config: ConfigDict) -> tu
     else:
         steps = jnp.zeros((prompts.shape[0], *path["action"].shape[1:]))
         target = slow.target(prompts, steps)[ids]
-    if config.reward.similarity == "neg_kl":
-        sides = {"log_probs": path["prior"]}, {"log_probs": stop(target)}
+    if config.reward.similarity in ("neg_kl", "likelihood"):
+        sides = {"log_probs": path["prior"], "stoch": path["stoch"]}, {"log_probs": stop(target)}
     else:
         measure = slow.world_model.latent_features
         sides = {"features": measure(path["stoch"])}, {"features": measure(flatten_latent(stop(mode_onehot(target))))}

@@ -1,14 +1,16 @@
 """Dense text-conditioned rewards: how well an imagined rollout follows the task imagination.
 
-``Sim`` has three forms, because the paper writes cosine (Eq. 10) and negative KL (Eq. 14) for the same symbol.
+``Sim`` has several forms, because the paper writes cosine (Eq. 10) and negative KL (Eq. 14) for the same symbol.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 
 from bitagent_jax import errors
 
-SIMILARITIES = ("max_cosine", "cosine", "neg_kl")
+SIMILARITIES = ("max_cosine", "cosine", "neg_kl", "likelihood")
 
 
 def similarity(kind: str, rollout: dict, target: dict) -> jax.Array:
@@ -16,9 +18,11 @@ def similarity(kind: str, rollout: dict, target: dict) -> jax.Array:
 
     Args:
         kind: ``cosine``: ``u.v / (|u||v|)``; ``max_cosine``: ``u.v / max(|u|, |v|)^2`` (also compares lengths);
-            ``neg_kl``: ``-KL(rollout || target) / S`` in nats per categorical.
-        rollout: ``features [B, H, F]`` and ``log_probs [B, H, S, C]``.
-        target: the same for J target steps.
+            ``neg_kl``: ``-KL(rollout || target) / S`` in nats per categorical; ``likelihood``: ``log(C q(z)) / S``,
+            nats per categorical by which the target q prefers the drawn z to a uniform draw.
+        rollout: ``features [B, H, F]`` of the cosines, ``log_probs [B, H, S, C]`` of ``neg_kl``, ``stoch [B, H, S*C]``
+            of ``likelihood``.
+        target: of J steps, ``features`` of the cosines and ``log_probs`` of the others.
 
     Returns:
         ``[B, H, J]``; larger is better.
@@ -29,6 +33,11 @@ def similarity(kind: str, rollout: dict, target: dict) -> jax.Array:
         negative_entropy = jnp.sum(probs * left, axis=(-2, -1))
         cross = jnp.einsum("bhsc,bjsc->bhj", probs, right)
         return (cross - negative_entropy[..., None]) / left.shape[-2]
+    if kind == "likelihood":
+        log_probs = target["log_probs"]
+        count, classes = log_probs.shape[-2:]
+        flat = log_probs.reshape(*log_probs.shape[:-2], -1)
+        return jnp.einsum("bhk,bjk->bhj", rollout["stoch"], flat) / count + math.log(classes)
     if kind not in SIMILARITIES:
         raise errors.unknown("similarity", kind, SIMILARITIES)
     u, v = rollout["features"], target["features"]

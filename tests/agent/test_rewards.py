@@ -27,7 +27,14 @@ def test_neg_kl_by_hand():
     np.testing.assert_allclose(got, [[[-0.143841 / 2, 0]]], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", rewards.SIMILARITIES)
+def test_likelihood_by_hand():
+    drawn = jnp.array([[[0.0, 1.0, 1.0, 0.0]]])  # S = 2 of C = 2: the second class, then the first
+    target = jnp.log(jnp.array([[[[0.5, 0.5], [0.5, 0.5]], [[0.25, 0.75], [0.9, 0.1]]]]))
+    got = rewards.similarity("likelihood", {"stoch": drawn}, {"log_probs": target})
+    np.testing.assert_allclose(got, [[[0, (np.log(2 * 0.75) + np.log(2 * 0.9)) / 2]]], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["max_cosine", "cosine", "neg_kl"])
 def test_every_similarity_is_greatest_for_equals(kind):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 5, 4, 3)) * 2

@@ -107,8 +107,8 @@ def test_a_runs_judges_are_its_reward_on_the_posteriors_of_the_frames(agent, enc
     post = model.posterior(model.encode(data["image"][index[:, context:]]))
     target = agent_module.target(prompts[2:], jnp.zeros((1, 10, 6))).repeat(2, 0)
     read = lambda x: model.latent_features(jax.nn.one_hot(x.argmax(-1), 4).reshape(2, 10, -1))  # noqa: E731
-    sides = ({"features": read(x), "log_probs": x} for x in (post, target))
-    left, right = sides
+    left, right = ({"features": read(x), "log_probs": x} for x in (post, target))
+    left["stoch"] = jax.nn.one_hot(post.argmax(-1), 4).reshape(2, 10, -1)
     for kind in rewards.SIMILARITIES:
         want = rewards.align(rewards.similarity(kind, left, right), agent.config.reward.window)[0].mean(1)
         np.testing.assert_allclose(got[kind][:, 2], want, rtol=1e-4, atol=1e-5, err_msg=kind)
