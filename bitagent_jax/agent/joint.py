@@ -248,6 +248,16 @@ def task_reward(agent, slow, path: dict, prompts, ids, config: ConfigDict) -> tu
     return rewards.align(matrix, config.reward.window)
 
 
+def as_observed(batch: dict, classes: int) -> dict[str, jax.Array]:
+    """Return stored latents of a batch (``training.latents``) as if ``WorldModel.observe`` had just filtered them.
+
+    What was drawn stands for the posterior too: all probability is on it.
+    """
+    drawn = jax.nn.one_hot(batch["stoch"], classes)
+    posterior = jnp.log(jnp.maximum(drawn, 1e-8))
+    return {"deter": batch["deter"].astype(jnp.float32), "stoch": flatten_latent(drawn), "post": posterior}
+
+
 def update_norms(norms: dict, returns: jax.Array, decay: float) -> tuple[dict, jax.Array]:
     """Track the 5th and 95th percentiles of returns; their distance, at least 1, scales the actor's objective."""
     low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
@@ -268,6 +278,8 @@ def assign_tasks(key: jax.Array, sequences: int, tasks: int) -> jax.Array:
 def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array, stage: int) -> Callable:
     """Build the pure ``train_step(state, batch) -> (state, metrics)`` of a stage; jit it with the state donated.
 
+    With a world model that rests in stage 2, its batches may hold latents in place of pictures.
+
     Args:
         graph: the agent's graph from :func:`bitagent_jax.agent.state.build`.
         config: the run's config.
@@ -281,8 +293,11 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
     def losses(params, state, batch):
         agent = nnx.merge(graph, params)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), 5)
-        ids = assign_tasks(keys[0], batch["image"].shape[0], prompts.shape[0])
-        observed = agent.world_model.observe(batch["image"], batch["action"], batch["is_first"], keys[1])
+        ids = assign_tasks(keys[0], batch["action"].shape[0], prompts.shape[0])
+        if "image" in batch:
+            observed = agent.world_model.observe(batch["image"], batch["action"], batch["is_first"], keys[1])
+        else:
+            observed = as_observed(batch, config.world_model.classes)
         values, metrics = semantic_losses(agent, observed, batch, prompts[ids], config, keys[2])
         norms = state.norms
         if with_world:

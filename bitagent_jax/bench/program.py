@@ -51,11 +51,18 @@ def train_step(config: ConfigDict, stage: int, name: str, mesh: Mesh | None = No
     Raises:
         ValueError: a batch that the devices do not divide.
     """
-    return build_program(config, name, mesh, lambda graph, prompts: make_train_step(graph, config, prompts, stage))
+    latent = stage == 2 and not config.joint.world_model_in_stage2
+    make = lambda graph, prompts: make_train_step(graph, config, prompts, stage)  # noqa: E731
+    return build_program(config, name, mesh, make, latent)
 
 
-def build_program(config: ConfigDict, name: str, mesh: Mesh | None, make: Callable) -> Program:
-    """Build a program of ``make(graph, prompts) -> call(state, batch) -> (state, metrics)``, for all devices."""
+def build_program(
+    config: ConfigDict, name: str, mesh: Mesh | None, make: Callable, latent: bool = False
+) -> Program:  # fmt: skip
+    """Build a program of ``make(graph, prompts) -> call(state, batch) -> (state, metrics)``, for all devices.
+
+    Its batches hold pictures, or if ``latent`` what ``training.latents`` keeps of them.
+    """
     mesh = mesh or sharding.make_mesh(config.compute.fsdp)
     sharding.check_batch(mesh, config.train.batch)
     embed, actions = embed_dim(config), get_body(config.body).action_dim
@@ -67,7 +74,7 @@ def build_program(config: ConfigDict, name: str, mesh: Mesh | None, make: Callab
         name=name,
         call=sharding.jit_step(make(graph, prompts), mesh, shardings),
         state=state,
-        batch=batch_shapes(config, embed, actions),
+        batch=batch_shapes(config, embed, actions, latent),
         init=jax.jit(lambda: init_state(config, init), out_shardings=shardings),
         mesh=mesh,
         frames=config.train.batch * config.train.length,
@@ -79,7 +86,9 @@ def embed_dim(config: ConfigDict) -> int:
     return EMBED_DIM if config.mllm.encoder == EMBEDDED else EMBED
 
 
-def batch_shapes(config: ConfigDict, embed: int, actions: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+    config: ConfigDict, embed: int, actions: int, latent: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:  # fmt: skip
     """Return the shapes of a training batch."""
     count, rows, size = config.train.batch, (config.train.batch, config.train.length), config.env.size
     shapes = {
@@ -91,6 +100,10 @@ def batch_shapes(config: ConfigDict, embed: int, actions: int) -> dict[str, jax.
         "text": ((count, embed), jnp.float32),
         "has_text": ((count,), bool),
     }
+    if latent:
+        del shapes["image"], shapes["is_first"]
+        shapes["deter"] = (*rows, config.world_model.deter), jnp.float16
+        shapes["stoch"] = (*rows, config.world_model.stoch), jnp.uint8
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
@@ -100,7 +113,7 @@ def random_batch(program: Program) -> dict[str, jax.Array]:
 
     def draw(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         if dtype == np.uint8:
-            return rng.integers(0, 256, shape, dtype)
+            return rng.integers(0, 256 if name == "image" else 2, shape, dtype)
         if np.issubdtype(dtype, np.bool_):
             return np.full(shape, name.startswith("has"))
         values = rng.uniform(-1, 1, shape).astype(dtype)

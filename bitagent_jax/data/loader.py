@@ -21,7 +21,7 @@ class Loader:
 
     def __init__(
         self,
-        replay: Replay,
+        replay: Replay,  # or what samples like it
         batch: int,
         length: int,
         *,

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +56,11 @@ class Replay:
     def episodes(self) -> int:
         """The number of episodes held."""
         return len(self._held[0])
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the episodes held, oldest first."""
+        return [episode.records.path for episode in self._held[0]]
 
     @property
     def labels(self) -> set[str]:
@@ -121,7 +126,44 @@ class Replay:
         Raises:
             ValueError: no episode is long enough; CorruptFile, if a file was damaged since it was opened.
         """
-        (episodes, rows, strides), texts = self._held, self._texts
+        texts = self._texts
+        chosen, starts = self._draw(batch, length, rng, only)
+        return self._gather(chosen, starts, length) | self._text_of(chosen, texts)
+
+    def sample_latents(
+        self, latents: Mapping[Path, Mapping[str, np.ndarray]], batch: int, length: int, rng: np.random.Generator,
+        only: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Draw the same sequences as ``sample``, and return what stands for their pictures instead of reading them.
+
+        Args:
+            latents: path of each episode -> its rows, field -> ``[T, ...]``.
+            batch, length, rng, only: see ``sample``.
+
+        Returns:
+            the fields ``[B, T, ...]``, and ``text`` with ``has_text``.
+        """
+        texts = self._texts
+        chosen, starts = self._draw(batch, length, rng, only)
+        rows = [latents[episode.records.path] for episode in chosen]
+        fields = {
+            name: np.stack([r[name][start : start + length] for r, start in zip(rows, starts, strict=True)])
+            for name in rows[0]
+        }
+        return fields | self._text_of(chosen, texts)
+
+    def whole(self, known: Collection[Path] = ()) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
+        """Read every episode whose path is not ``known``: the path, and its rows with the fields of ``sample``."""
+        for episode in self._held[0]:
+            if episode.records.path not in known:
+                rows = self._gather([episode], np.zeros(1, int), episode.records.rows)
+                yield episode.records.path, {name: field[0] for name, field in rows.items()}
+
+    def _draw(
+        self, batch: int, length: int, rng: np.random.Generator, only: np.ndarray | None
+    ) -> tuple[list[_Episode], np.ndarray]:
+        """Draw the episode and the first row of each sequence."""
+        episodes, rows, strides = self._held
         stride = strides.max(initial=1)
         ends = np.cumsum(np.where(rows >= length, rows, 0))
         if batch < 1 or length < 1:
@@ -137,8 +179,7 @@ class Replay:
         picks = np.searchsorted(ends, draws, side="right")
         within = draws - np.concatenate([[0], ends])[picks]
         starts = np.clip(within - (length - 1), 0, rows[picks] - length) // stride * stride
-        chosen = [episodes[pick] for pick in picks]
-        return self._gather(chosen, starts, length) | self._text_of(chosen, texts)
+        return [episodes[pick] for pick in picks], starts
 
     def _gather(self, chosen: list[_Episode], starts: np.ndarray, length: int) -> dict[str, np.ndarray]:
         fields = {key: chosen[0].records.fields[key] for key in _ROWS}

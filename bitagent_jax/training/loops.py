@@ -46,14 +46,14 @@ def train(path: str | Path, config: ConfigDict) -> RunFolder:
 def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: "_Sigterm") -> None:
     """Update until step ``until``, reporting, saving and collecting at their intervals."""
     every, data = session.config.train, session.config.data
-    train_step, probe, step, loader = session.train_step(stage), session.probe(), session.step, session.loader()
+    train_step, probe, step, loader = session.train_step(stage), session.probe(), session.step, session.loader(stage)
     try:
         with progress(until, step, desc=f"stage {stage}") as bar:
             while step < until:
                 if data.online_every and step and step % data.online_every == 0:
                     loader.close()
                     session.collect_online(step)
-                    loader = session.loader()
+                    loader = session.loader(stage)
                 batch = next(loader)
                 session.state, values = train_step(session.state, batch)
                 step += 1
@@ -66,7 +66,7 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
                 if last or step % every.checkpoint_every == 0:
                     session.checkpoints.save(step, session.state)
                 if every.video_every and step % every.video_every == 0:
-                    metrics.video(step, "open_loop", open_loop_video(session, batch))
+                    metrics.video(step, "open_loop", open_loop_video(session, session.with_pictures(batch, step - 1)))
                 bar.update()
                 if leaving:
                     session.checkpoints.close()

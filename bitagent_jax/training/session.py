@@ -26,6 +26,7 @@ from bitagent_jax.mllm.prompts import check_prompt
 from bitagent_jax.policy import Agent, AgentPolicy
 from bitagent_jax.training import sharding
 from bitagent_jax.training.checkpoint import Checkpoints
+from bitagent_jax.training.latents import Latents
 from bitagent_jax.training.run import RunFolder
 from bitagent_jax.training.told import tell
 
@@ -73,6 +74,7 @@ class Session:
         if rounds:
             self._add(self.online_folder, limit=rounds * self.config.data.online_episodes)
         self.replay.sample(1, self.config.train.length, np.random.default_rng(0))  # raises if it is too short
+        self._latents = Latents(self.replay, self.graph, self.config)
 
     @property
     def step(self) -> int:
@@ -97,13 +99,28 @@ class Session:
         probe = make_probe(self.graph, self.told.embeddings)
         return jax.jit(lambda state, batch: probe(state.params, batch), out_shardings=sharding.replicated(self.mesh))
 
-    def loader(self) -> Loader:
-        """Start drawing the batches of the present step and those after it."""
+    def loader(self, stage: int) -> Loader:
+        """Start drawing the batches of the present step of a stage and those after it.
+
+        In stage 2 with a world model that rests they hold latents, computed here, in place of pictures.
+        """
         train, mine = self.config.train, sharding.local_rows(self.mesh, self.config.train.batch)
+        source = self.replay
+        if stage == 2 and not self.config.joint.world_model_in_stage2:
+            self._latents.update(sharding.on_host(self.state.params))
+            source = self._latents
         return Loader(
-            self.replay, train.batch, train.length, seed=self.config.seed, start_step=self.step, only=mine,
+            source, train.batch, train.length, seed=self.config.seed, start_step=self.step, only=mine,
             place=lambda batch: sharding.place(self.mesh, _wanted(batch)),
         )  # fmt: skip
+
+    def with_pictures(self, batch: dict[str, jax.Array], step: int) -> dict[str, jax.Array]:
+        """Return a step's batch, or where it holds latents the sequences of pictures that they were made of."""
+        if "image" in batch:
+            return batch
+        train, mine = self.config.train, sharding.local_rows(self.mesh, self.config.train.batch)
+        rng = np.random.default_rng((self.config.seed, step))
+        return sharding.place(self.mesh, _wanted(self.replay.sample(train.batch, train.length, rng, mine)))
 
     def agent(self) -> Agent:
         """Return the present policy; of several processes all have to ask for it."""

@@ -111,7 +111,7 @@ class Loop:
     def probe(self):
         return lambda state, batch: {"adapter/effective_rank": 1.0}
 
-    def loader(self):
+    def loader(self, stage):
         return self
 
     def __next__(self):

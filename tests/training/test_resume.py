@@ -68,3 +68,18 @@ def test_sigterm_and_kill_9_change_nothing(command, trained, tmp_path):
     same = ("step", "stage", "loss/kl", "loss/reconstruction", "imagined/reward")
     pick = lambda run: {row["step"]: {name: row.get(name) for name in same} for row in rows(run)}  # noqa: E731
     assert {step: pick(folder)[step] for step in pick(whole)} == pick(whole)
+
+
+def test_behaviour_from_stored_latents_goes_on_as_if_it_had_not_stopped(command, trained, tmp_path):
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    shutil.copytree(trained[0] / "episodes", folder / "episodes")
+    arguments = command.settings("debug,frozen_world_model", train__video_every=20, data__online_every=50)
+    command.run("train", folder, *arguments)  # with films of pictures, although the batches of stage 2 hold none
+    whole = read_state(folder)
+    shutil.rmtree(folder / "checkpoints" / "60")
+    command.run("train", folder)
+    again = read_state(folder)
+    assert int(again.step) == 60
+    different = jax.tree.map(lambda a, b: a.tobytes() != b.tobytes(), whole, again)
+    assert not any(jax.tree.leaves(different))
