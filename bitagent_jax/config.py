@@ -141,7 +141,7 @@ def defaults() -> ConfigDict:
                 "world_model_in_stage2": True,  # [D]
             },
             "optim": {
-                "kind": "adam",  # [D] adam | muon: of all but actor and critic
+                "kind": "adam",  # [D] adam | muon
                 "model_lr": 1e-4,
                 "behavior_lr": 1e-4,
                 "clip": 1000.0,

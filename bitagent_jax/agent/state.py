@@ -52,14 +52,14 @@ def build_module(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, 
 
 
 def optimizer(config: ConfigDict, module: str) -> optax.GradientTransformation:
-    """Return the optimiser of one module: global-norm clip, then Adam or, of the model, Muon; decoupled decay.
+    """Return the optimiser of one module: global-norm clip, then Adam or Muon; decoupled decay.
 
     Muon (Jordan et al. 2024) takes matrices along their orthogonalised momentum, of the size of Adam's updates (Liu et
-    al. 2025, so that ``model_lr`` means the same for both), and everything else by Adam.
+    al. 2025), and everything else by Adam.
     """
     optim = config.optim
     rate, clip = (optim.behavior_lr, optim.behavior_clip) if module in BEHAVIOR else (optim.model_lr, optim.clip)
-    if optim.kind == "muon" and module not in BEHAVIOR:
+    if optim.kind == "muon":
         descend = optax.contrib.muon(rate, weight_decay=optim.decay, adam_weight_decay=optim.decay, consistent_rms=0.2)
     else:
         descend = optax.adamw(rate, eps=optim.eps, weight_decay=optim.decay)
