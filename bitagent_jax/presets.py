@@ -5,7 +5,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "cpu": {
-        "data.episodes": 45,
+        "data.episodes": 90,
         "data.capacity": 200_000,
         "mllm.aligner_units": 48,
         "mllm.adapter_units": 32,
@@ -36,13 +36,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim.clip": 100.0,
         "optim.behavior_clip": 1.0,
         "imagination.stride": 2,
-        "train.stage1_steps": 800,
-        "train.stage2_steps": 400,
+        "joint.world_model_in_stage2": False,
+        "train.stage1_steps": 1500,
+        "train.stage2_steps": 1500,
         "train.batch": 16,
         "train.length": 16,
-        "train.log_every": 20,
-        "train.checkpoint_every": 200,
-        "train.video_every": 400,
+        "train.log_every": 50,
+        "train.checkpoint_every": 500,
+        "train.video_every": 1500,
         "eval.episodes": 4,
     },
     "debug": {

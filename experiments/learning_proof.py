@@ -44,7 +44,6 @@ FINAL, ALONG = 10, 4
 LONG = {
     "train.stage1_steps": 6000,
     "train.stage2_steps": 8000,
-    "joint.world_model_in_stage2": False,
     "train.log_every": 100,
     "train.checkpoint_every": 1000,
     "train.keep": 100,

@@ -8,15 +8,14 @@ from bitagent_jax.bench import measure, program
 
 
 def bench(config, preset: str, *, batches: tuple[int, ...] = (), repeats: int = 10, compile_only: bool = False) -> str:
-    """Compile stage 2, stage 2 with a fixed world model, and the imagination alone; otherwise like ``bench step``."""
+    """Compile stage 2, stage 2 from stored latents, and the imagination alone; otherwise like ``bench step``."""
     makers = []
     for batch in batches or (config.train.batch,):
-        whole = measure.with_batch(config, batch)
-        fixed = whole.copy_and_resolve_references()
-        fixed.joint.world_model_in_stage2 = False
+        whole, fixed = measure.with_batch(config, batch), measure.with_batch(config, batch)
+        whole.joint.world_model_in_stage2, fixed.joint.world_model_in_stage2 = True, False
         makers += [
             (whole, lambda c=whole: program.train_step(c, 2, "stage 2: behaviour and joint optimisation")),
-            (fixed, lambda c=fixed: program.train_step(c, 2, "stage 2 with a fixed world model")),
+            (fixed, lambda c=fixed: program.train_step(c, 2, "stage 2 from latents of a fixed world model")),
             (whole, lambda c=whole: imagination(c)),
         ]
     return measure.programs("behavior", makers, preset, repeats, compile_only)
