@@ -148,6 +148,7 @@ def defaults() -> ConfigDict:
                 "behavior_clip": 100.0,
                 "eps": 1e-8,
                 "decay": 1e-6,
+                "cooldown": 0.0,  # [D] last part of each stage over which the rates fall to 0
             },
             "train": {
                 "stage1_steps": 100_000,
@@ -167,7 +168,7 @@ def defaults() -> ConfigDict:
 
 LATER = (
     "explore.", "mllm.adapter_rank", "fusion.skip", "behavior.regression", "joint.relation", "joint.warmup",
-    "joint.jbo_reaches_adapter", "optim.kind",
+    "joint.jbo_reaches_adapter", "optim.kind", "optim.cooldown",
 )  # fmt: skip
 """How fields begin that runs of earlier versions lack; their defaults are what those versions did."""
 
@@ -258,6 +259,8 @@ def _check_lengths(config: ConfigDict) -> None:
     least, first = config.behavior.min_std, config.behavior.init_std
     if not 0 <= least < first < 1:
         raise ValueError(f"config.behavior.init_std={first} is not between config.behavior.min_std={least} and 1")
+    if not 0 <= config.optim.cooldown <= 1:
+        raise ValueError(f"config.optim.cooldown={config.optim.cooldown} is no share of a stage, 0 to 1")
     positive = ("train.batch", "train.length", "train.log_every", "env.num_envs", "explore.updates")
     if config.explore.heads < 2:
         raise ValueError(f"config.explore.heads={config.explore.heads} cannot disagree: at least 2 are needed")

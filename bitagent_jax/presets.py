@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "explore.units": 128,
         "explore.updates": 40,
         "optim.kind": "muon",
+        "optim.cooldown": 0.3,
         "optim.model_lr": 5e-3,
         "optim.behavior_lr": 2e-3,
         "optim.clip": 100.0,

@@ -100,6 +100,7 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"env.num_envs": 0}, "config.env.num_envs=0"),
         ({"train.log_every": 0}, "config.train.log_every=0"),
         ({"behavior.init_std": 0.05}, "config.behavior.init_std=0.05 is not between config.behavior.min_std=0.1 and 1"),
+        ({"optim.cooldown": 1.5}, "config.optim.cooldown=1.5 is no share of a stage, 0 to 1"),
         ({"explore.updates": 0}, "config.explore.updates=0"),
         ({"mllm.adapter_rank": 0}, "config.mllm.adapter_rank=0 must be at least 1"),
         ({"explore.heads": 1}, "config.explore.heads=1 cannot disagree"),

@@ -66,12 +66,18 @@ def optimizer(config: ConfigDict, module: str) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(clip), descend)
 
 
-def apply_gradients(config: ConfigDict, params: dict, opt: dict, grads: dict) -> tuple[dict, dict, dict]:
-    """Update the modules that have gradients; returns all parameters, optimiser states, and the gradients' norms."""
+def apply_gradients(
+    config: ConfigDict, params: dict, opt: dict, grads: dict, share: jax.Array | float = 1.0
+) -> tuple[dict, dict, dict]:
+    """Update the modules that have gradients by a share of the config's rates.
+
+    Returns:
+        all parameters, optimiser states, and the gradients' norms.
+    """
     params, opt, norms = dict(params), dict(opt), {}
     for module, grad in grads.items():
         update, opt[module] = optimizer(config, module).update(grad, opt[module], params[module])
-        params[module] = optax.apply_updates(params[module], update)
+        params[module] = optax.apply_updates(params[module], jax.tree.map(lambda x: share * x, update))
         norms[f"grad_norm/{module}"] = optax.tree.norm(grad)
     return params, opt, norms
 

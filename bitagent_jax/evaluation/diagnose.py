@@ -120,6 +120,8 @@ def judge_windows(
     context, steps = encoder.num_frames - 1, agent.config.imagination.horizon if agent else STEPS
     judge = make_judge(agent, texts, context) if agent else None
     fit = [one for one in episodes if one.meta.get("task") in prompts and one.rows >= context + steps]
+    if not fit:
+        raise ValueError(f"no episode has {context + steps} rows: all are too short for one window")
     _require_embeddings(fit, encoder)
     judged = []
     for number, episode in enumerate(fit):
@@ -138,7 +140,7 @@ def judge_windows(
         true = arrays["reward"][rows[:, context:]].mean(1)
         judged.append(Judged(*names, np.full(len(rows), number), true, scores))
     if not judged:
-        raise ValueError(f"no episode has {context + steps} rows: all are too short for one window")
+        raise ValueError(f"no window of {steps} rows of {len(fit)} episodes holds an embedding of {encoder.name}")
     *columns, scores = zip(*judged, strict=True)
     together = {kind: np.concatenate([one[kind] for one in scores]) for kind in scores[0]}
     return Judged(*map(np.concatenate, columns), together)

@@ -1,11 +1,12 @@
-"""Muon: matrices move along orthogonal directions by steps of Adam's size, vectors by Adam."""
+"""Muon: matrices move along orthogonal directions by steps of Adam's size, vectors by Adam; rates fall at the end."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitagent_jax.agent.state import build, init_state, optimizer
+from bitagent_jax.agent.joint import cool_down
+from bitagent_jax.agent.state import apply_gradients, build, init_state, optimizer
 from bitagent_jax.training import sharding
 
 
@@ -33,3 +34,24 @@ def test_its_state_can_be_placed_on_a_mesh(tiny):
     abstract = jax.eval_shape(lambda: init_state(config, init))
     shardings = sharding.state_shardings(sharding.make_mesh(1), abstract)
     assert jax.tree.structure(shardings) == jax.tree.structure(abstract)
+
+
+def test_rates_fall_over_the_last_part_of_each_stage(tiny):
+    config = tiny(optim__cooldown=0.25, train__stage1_steps=100, train__stage2_steps=40)
+    shares = {(1, 0): 1, (1, 75): 1, (1, 90): 0.4, (1, 99): 0.04, (2, 100): 1, (2, 135): 0.5, (2, 139): 0.1}
+    for (stage, step), share in shares.items():
+        assert cool_down(config, stage, jnp.array(step)) == pytest.approx(share), (stage, step)
+    assert cool_down(tiny(), 1, jnp.array(10**6)) == 1
+
+
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_a_share_of_the_rates_is_that_of_the_updates(tiny, kind):
+    params = {"actor": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
+    moved = []
+    for rate, share in ((0.1, 0.3), (0.03, 1.0)):
+        config = tiny(optim__kind=kind, optim__behavior_lr=rate, optim__decay=0.5)
+        opt = {"actor": optimizer(config, "actor").init(params["actor"])}
+        moved.append(jax.jit(lambda o, s, c=config: apply_gradients(c, params, o, grads, s)[0])(opt, share))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *moved)
+    assert not np.allclose(moved[0]["actor"]["bias"], 1.0)

@@ -163,3 +163,9 @@ def test_what_does_not_fit_is_named(folder, tmp_path, agent, monkeypatch):
     write_episode(tmp_path / "short", episode(22, 0), {"task": "walker_run"})
     with pytest.raises(ValueError, match="no episode has 23 rows"):
         diagnose(tmp_path / "short")
+    path = write_episode(tmp_path / "bare", episode(ROWS, 0), {"task": "walker_run"})
+    blind = Precomputed("elsewhere", 5)
+    for one in open_episodes([path])[0]:
+        write_embedding(one, "elsewhere", np.zeros((ROWS, 5)), np.zeros(ROWS, bool), stride=8)
+        with pytest.raises(ValueError, match="no window of 10 rows of 1 episodes holds an embedding of precomputed"):
+            judge_windows([one], blind, agent, {"walker_run": "x"}, 2)
