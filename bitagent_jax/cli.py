@@ -159,13 +159,18 @@ def _import(args, rest) -> None:
     from bitagent_jax.data.embeddings import list_embeddings
     from bitagent_jax.data.genrl import FINGERPRINT, import_genrl
     from bitagent_jax.data.minari import import_minari
-    from bitagent_jax.envs.tasks import get_body
+    from bitagent_jax.envs.tasks import get_body, get_task
 
     _no_more(rest)
     readers = {"genrl": import_genrl, "minari": import_minari}
     if args.format not in readers:
         raise errors.unknown("format", args.format, readers)
     meta = {"body": get_body(args.body).name} if args.body else {}
+    if args.task:
+        body = get_task(args.task).body
+        if meta.get("body", body) != body:
+            raise ValueError(f"task {args.task} is of body {body}, not {args.body}")
+        meta = {"body": body, "task": args.task}
     done = readers[args.format](args.source, args.folder, meta)
     print(
         f"{done.written} episodes imported into {args.folder}, {done.present} there before, {len(done.skipped)} skipped"
@@ -303,6 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     add["import"].add_argument("folder")
     add["import"].add_argument("--format", required=True, help="genrl or minari")
     add["import"].add_argument("--body", help="noted with each episode")
+    add["import"].add_argument("--task", help="whose rewards they hold: noted too, so that diagnose can judge by them")
     add["export"].add_argument("folder")
     add["export"].add_argument("destination", help="new folder named like a data set, for example sets/walker-v0")
     add["imagine"].add_argument("prompt", nargs="+", help=PROMPT)

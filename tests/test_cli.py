@@ -161,11 +161,14 @@ def test_export_and_import(tmp_path, capsys):
     write_episode(tmp_path / "own", arrays, {"label": "run"}, name="0")
     cli.main(["export", str(tmp_path / "own"), str(tmp_path / "set-v0")])
     command = ["import", str(tmp_path / "set-v0"), str(tmp_path / "back"), "--format"]
-    cli.main([*command, "minari", "--body", "walker"])
+    cli.main([*command, "minari", "--task", "walker_run"])
     out = capsys.readouterr().out
     assert f"1 episodes exported to {tmp_path / 'set-v0'}" in out
     assert f"1 episodes imported into {tmp_path / 'back'}, 0 there before, 0 skipped" in out
-    assert read_episode(*list_episodes(tmp_path / "back"))[1].items() >= {"label": "run", "body": "walker"}.items()
+    assert read_episode(*list_episodes(tmp_path / "back"))[1].items() >= {
+        "label": "run", "body": "walker", "task": "walker_run"}.items()  # fmt: skip
     assert "unknown format 'mnari'. Did you mean 'minari'" in fails(capsys, *command, "mnari")
     assert "unknown body 'wlker'" in fails(capsys, *command, "minari", "--body", "wlker")
+    other = fails(capsys, *command, "minari", "--body", "cheetah", "--task", "walker_run")
+    assert "task walker_run is of body walker, not cheetah" in other
     assert "nothing to import" in fails(capsys, *command, "genrl")
