@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from bitagent_jax import errors
 from bitagent_jax.bench import commands as benches
 
-EXPECTED = (ValueError, RuntimeError, FloatingPointError)  # bad input and failures that carry their own explanation
+# Bad input and failures that carry their own explanation.
+EXPECTED = (ValueError, RuntimeError, FloatingPointError, OSError)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -34,6 +34,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compute.dtype": ("float32", "bfloat16"),
 }
 
+SIZE = 64
+POSITIVE = (
+    "train.batch", "train.length", "train.log_every", "train.checkpoint_every", "eval.episodes", "env.num_envs",
+    "env.action_repeat", "data.online_episodes", "explore.updates", "imagination.horizon", "imagination.stride",
+    "mllm.adapter_rank",
+)  # fmt: skip
+NOT_NEGATIVE = ("train.stage1_steps", "train.stage2_steps", "train.video_every", "data.online_every", "joint.warmup")
+
 
 def defaults() -> ConfigDict:
     """Return the locked config at the paper's size (batch 64, length 32, RSSM 1024, CNN depth 48)."""
@@ -47,7 +55,7 @@ def defaults() -> ConfigDict:
                 "action_repeat": 2,
                 "size": 64,
                 "look": "auto",
-                "num_envs": 4,
+                "num_envs": 4,  # at once in collecting; the first collection has at least one a behaviour
                 "workers": 0,  # 0 = one per core
             },
             "custom": {  # a body of one's own, as register_env was told of it; make_config fills these in
@@ -158,7 +166,7 @@ def defaults() -> ConfigDict:
                 "log_every": 100,
                 "checkpoint_every": 2000,
                 "keep": 3,
-                "video_every": 10_000,
+                "video_every": 10_000,  # 0 = never
             },
             "eval": {"episodes": 10},
             "compute": {"dtype": "float32", "fsdp": 1},
@@ -256,17 +264,22 @@ def _check_lengths(config: ConfigDict) -> None:
         raise ValueError(f"config.train.length={length} is not a multiple of config.task_imagination.segment={segment}")
     if not 1 <= window <= steps:
         raise ValueError(f"config.reward.window={window} is outside 1..{steps} (config.imagination.horizon)")
-    least, first = config.behavior.min_std, config.behavior.init_std
-    if not 0 <= least < first < 1:
-        raise ValueError(f"config.behavior.init_std={first} is not between config.behavior.min_std={least} and 1")
+    narrow, first = config.behavior.min_std, config.behavior.init_std
+    if not 0 <= narrow < first < 1:
+        raise ValueError(f"config.behavior.init_std={first} is not between config.behavior.min_std={narrow} and 1")
     if not 0 <= config.optim.cooldown <= 1:
         raise ValueError(f"config.optim.cooldown={config.optim.cooldown} is no share of a stage, 0 to 1")
-    positive = ("train.batch", "train.length", "train.log_every", "env.num_envs", "explore.updates")
+    if config.env.size != SIZE:
+        raise ValueError(f"config.env.size={config.env.size} is not {SIZE}, the pixels that the world model decodes")
+    if not 0 <= config.fusion.semantic_dropout <= 1:
+        raise ValueError(f"config.fusion.semantic_dropout={config.fusion.semantic_dropout} is no rate, 0 to 1")
     if config.explore.heads < 2:
         raise ValueError(f"config.explore.heads={config.explore.heads} cannot disagree: at least 2 are needed")
-    for field in (*positive, "imagination.horizon", "imagination.stride", "mllm.adapter_rank"):
-        if flatten(config)[field] < 1:
-            raise ValueError(f"config.{field}={flatten(config)[field]} must be at least 1")
+    flat = flatten(config)
+    for least, fields in ((1, POSITIVE), (0, NOT_NEGATIVE)):
+        for field in fields:
+            if flat[field] < least:
+                raise ValueError(f"config.{field}={flat[field]} must be at least {least}")
     if config.behavior.regression and window > length:
         raise ValueError(
             f"config.reward.window={window} is outside 1..{length} (config.train.length, whose rows are aligned too "

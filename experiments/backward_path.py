@@ -131,6 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     args, rest = parser.parse_known_args(argv)
     if args.seeds < 1 or args.episodes < 1:
         parser.error(f"--seeds and --episodes must be at least 1, got {args.seeds} and {args.episodes}")
+    if args.updates is not None and args.updates < 1:
+        parser.error(f"--updates must be at least 1, got {args.updates}")
     if args.stage1 and rest:
         parser.error(f"{args.stage1} has its own config: {' '.join(rest)} would not be used")
     updates, stage1 = args.updates, args.stage1
@@ -138,6 +140,8 @@ def main(argv: list[str] | None = None) -> None:
         stage1, config = args.out / "stage1", parse_config(rest, default=make_config("walker", "cpu"))
         updates, config.train.stage2_steps = config.train.stage2_steps if updates is None else updates, 0
         train(stage1, config)
+    elif updates is None and not RunFolder.load(stage1).config.train.stage2_steps:
+        parser.error(f"the config of {stage1} has no updates of stage 2: say how many with --updates")
     print(report(run_all(args.out, RunFolder.load(stage1), args.seeds, updates, args.episodes)))
 
 

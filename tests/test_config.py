@@ -41,7 +41,7 @@ def test_the_zoo_fills_the_data_of_the_bodies_that_have_actors():
     assert mixes == ["zoo", "zoo", "random"]
     config = make_config("quadruped", "cpu")
     config.data.mix = "zoo"
-    with pytest.raises(ValueError, match="unknown task of the zoo 'quadruped_stand"):
+    with pytest.raises(ValueError, match="the zoo has no actor of quadruped_stand"):
         validate(config)
     config.data.folder = "episodes"
     assert validate(config).data.mix == "zoo"
@@ -102,6 +102,10 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"behavior.init_std": 0.05}, "config.behavior.init_std=0.05 is not between config.behavior.min_std=0.1 and 1"),
         ({"optim.cooldown": 1.5}, "config.optim.cooldown=1.5 is no share of a stage, 0 to 1"),
         ({"explore.updates": 0}, "config.explore.updates=0"),
+        ({"train.checkpoint_every": 0}, "config.train.checkpoint_every=0 must be at least 1"),
+        ({"train.stage1_steps": -5}, "config.train.stage1_steps=-5 must be at least 0"),
+        ({"env.size": 48}, "config.env.size=48 is not 64, the pixels that the world model decodes"),
+        ({"fusion.semantic_dropout": 2.0}, "config.fusion.semantic_dropout=2.0 is no rate, 0 to 1"),
         ({"mllm.adapter_rank": 0}, "config.mllm.adapter_rank=0 must be at least 1"),
         ({"explore.heads": 1}, "config.explore.heads=1 cannot disagree"),
     ],

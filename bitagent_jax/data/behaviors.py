@@ -56,7 +56,10 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
         actors = zoo.load_card()["actors"]
         known = [task for task in tasks if task in actors]
         if not known:
-            raise unknown("task of the zoo", ", ".join(tasks), actors)
+            raise ValueError(
+                f"the zoo has no actor of {', '.join(tasks)}, only of {', '.join(actors)}: "
+                "use the mix random (--config.data.mix=random)"
+            )
         out += [Behavior(task, stage, noise) for task in known for stage in actors[task] for noise in NOISE[stage]]
         out += [Behavior(known[i % len(known)], MIXED) for i in range(MIXED_SHARE * len(out))]
     return out

@@ -29,9 +29,11 @@ def import_genrl(source: str | Path, folder: str | Path, meta: Mapping[str, Any]
         The counts, and the files that were skipped: truncated, foreign, or holding anything else than they should.
 
     Raises:
-        ValueError: no valid file.
+        ValueError: no such folder, or no valid file in it.
     """
     source = Path(source)
+    if not source.is_dir():
+        raise ValueError(f"there is no folder {source} to import from")
     paths = {"+".join(path.relative_to(source).with_suffix("").parts): path for path in sorted(source.rglob("*.npz"))}
 
     def read(path: Path) -> Foreign:

@@ -26,12 +26,14 @@ def imagine(agent: Agent, prompt: Prompt, folder: str | Path, *, steps: int = 32
         agent: from :func:`bitagent_jax.load`.
         prompt: see ``Agent.embed_prompt``; ValueError if it is none.
         folder: where ``<prompt>.mp4`` and ``<prompt>.png`` go.
-        steps: agent steps shown.
+        steps: agent steps shown, at least 1; where an episode ends before, its last frame stays.
         seed: of environment and policy.
 
     Returns:
         ``{"video": path, "sheet": path}``.
     """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     task = agent.embed_prompt(prompt)
     config = agent.config
     name = (tuple(config.tasks) or default_tasks(config.body))[0]
@@ -64,8 +66,11 @@ def _act(agent: Agent, env, task: np.ndarray, steps: int, seed: int) -> tuple[np
     frames, state, branch = [], None, None
     for step in range(WARMUP + steps):
         action, state = agent.act(image, task, state, seed=seed)
-        if step == WARMUP - 1:
+        if step < WARMUP:
             branch = state
-        image, *_ = env.step(action)
+        image, _, terminated, truncated, _ = env.step(action)
         frames.append(image)
+        if terminated or truncated:
+            break
+    frames += frames[-1:] * (WARMUP + steps - len(frames))
     return np.stack(frames[WARMUP - 1 : WARMUP - 1 + steps]), branch

@@ -23,8 +23,8 @@ def quickstart(path: Path, body: str = "walker", preset: str = "cpu") -> list[sc
     run = train(path, config)
     agent = load(path)
     rows = rollouts.evaluate(agent, config.tasks, config.eval.episodes, with_random=True)
-    films = [imagine(agent, sentence, run.videos) for sentence in sentences(config)]
     rollouts.write_scores(rows, path / "scores.json")
+    films = [imagine(agent, sentence, run.videos) for sentence in sentences(config)]
     print(f"\n{scores.to_text(rows)}\n")
     print("imagined reward per step, from the same states: untrained policy -> trained policy")
     print(*(f"  {text}: {old:.3f} -> {new:.3f}" for text, (old, new) in imagined_rewards(path).items()), sep="\n")

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-IMAGE = 64
-
 
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
     """Fold ``block x block`` pixels into channels: ``[N, H, W, C] -> [N, H/b, W/b, b*b*C]`` (crops the rest)."""

@@ -72,7 +72,8 @@ class RunFolder:
         Args:
             path: the run folder; new, empty or made by an earlier call.
             config: the resolved config. On a resume only the fields in ``RESUMABLE`` may differ from the
-                stored ones; the stored config is then updated.
+                stored ones; the stored config is then updated. A run that failed before it had an episode or a
+                checkpoint has nothing to resume: any config may take the place of its own.
             primary: whether this process writes; of several processes in one run only the first does, the
                 others take no lock and create nothing.
 
@@ -89,7 +90,9 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path / "lock")
         try:
-            if (path / "config.json").exists():
+            if not any(any((path / name).glob("*")) for name in ("episodes", "online", "checkpoints")):
+                (path / "prompts.npz").unlink(missing_ok=True)
+            elif (path / "config.json").exists():
                 _check_same(path, config_lib.read(path / "config.json"), config)
             _write_config(config, path / "config.json")
             run = cls(path, config, lock)

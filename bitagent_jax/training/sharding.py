@@ -19,11 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 BIG = 2**14  # elements; smaller matrices cost less replicated than gathered
 
-# (regex searched in a leaf path such as "params/world_model/cell/kernel", smallest rank it accepts,
+# (regex searched in a leaf path such as "params/world_model/dynamics/prior_head/...", smallest rank it accepts,
 # "fsdp" = split the largest divisible axis | "replicate"); the first rule that matches wins.
 RULES: tuple[tuple[str, int, str], ...] = (
-    (r"(^|/)(params|slow|opt|ema)/.*(kernel|embedding|table|weight)\b", 2, "fsdp"),
-    (r"(^|/)(params|slow|opt|ema)/", 0, "replicate"),
+    (r"(^|/)(params|slow|opt)/.*(kernel|embedding|table|weight)\b", 2, "fsdp"),
+    (r"(^|/)(params|slow|opt)/", 0, "replicate"),
     (r"(^|/)(step|key|norms|count)\b", 0, "replicate"),
 )
 

@@ -189,8 +189,11 @@ def check_skipped(tmp_path, bad, caplog):
 
 
 def test_a_folder_without_a_valid_file_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="nothing to import .*: 0 episodes found"):
+    with pytest.raises(ValueError, match="there is no folder .*none to import from"):
         import_genrl(tmp_path / "none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="nothing to import .*: 0 episodes found"):
+        import_genrl(tmp_path, tmp_path / "out")
     (tmp_path / "x.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="1 episodes found, 1 of them corrupt"):
         import_genrl(tmp_path, tmp_path / "out")

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from bitagent_jax.agent import visual
+from bitagent_jax.envs.dmc import make_env
 from bitagent_jax.evaluation import imagine as module
 from bitagent_jax.inference import load
 
@@ -31,6 +32,15 @@ def test_an_empty_sentence_is_refused_before_anything_is_drawn(agent, tmp_path):
 def test_a_sentence_without_letters_still_has_a_file_name(agent, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_act", lambda *_: (np.zeros((2, 64, 64, 3), np.uint8), _branch(agent)))
     assert module.imagine(agent, "走れ", tmp_path, steps=2)["sheet"].name == "prompt.png"
+
+
+def test_the_last_frame_stays_where_an_episode_ends_early(agent):
+    env = make_env("walker_walk", seed=0, action_repeat=100)  # ten steps
+    frames, branch = module._act(agent, env, agent.embed_prompt("walk"), 6, seed=0)
+    env.close()
+    assert frames.shape == (6, 64, 64, 3) and not np.any(frames != frames[-1]) and branch["steps"] == 10
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        module.imagine(agent, "walk", "nowhere", steps=0)
 
 
 def _branch(agent):

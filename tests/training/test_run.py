@@ -48,14 +48,22 @@ def test_a_folder_with_only_collected_episodes_becomes_a_run(tmp_path):
 
 
 def test_resuming_with_another_config_names_field_and_both_values(tmp_path):
-    with RunFolder.open(tmp_path / "run", debug(seed=1)):
-        pass
+    with RunFolder.open(tmp_path / "run", debug(seed=1)) as run:
+        (run.episodes / "0.ep").touch()
     with pytest.raises(RunError) as error:
         RunFolder.open(tmp_path / "run", debug(seed=2, **{"world_model.deter": 64}))
     assert "config.seed: stored 1, given 2" in str(error.value)
     assert "config.world_model.deter: stored 32, given 64" in str(error.value)
     with RunFolder.open(tmp_path / "run", debug(seed=1)):
         pass  # the failed attempt released the lock and left the stored config
+
+
+def test_a_run_that_failed_before_it_had_anything_takes_another_config(tmp_path):
+    with RunFolder.open(tmp_path / "run", debug(seed=1)) as run:
+        run.prompts.touch()
+    with RunFolder.open(tmp_path / "run", debug(seed=2)) as run:
+        assert not run.prompts.exists()
+    assert RunFolder.load(tmp_path / "run").config.seed == 2
 
 
 @pytest.mark.parametrize("field", RESUMABLE)
@@ -70,6 +78,7 @@ def test_resumable_fields_exist_and_are_updated(tmp_path, field):
 def test_a_stored_field_of_another_version_is_an_error(tmp_path):
     with RunFolder.open(tmp_path / "run", debug()) as run:
         path = run.path / "config.json"
+        (run.episodes / "0.ep").touch()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"world_model.detr": 3}))
     with pytest.raises(ValueError, match="world_model.deter"):
         RunFolder.open(tmp_path / "run", debug())
