@@ -156,6 +156,7 @@ def defaults() -> ConfigDict:
                 "behavior_clip": 100.0,
                 "eps": 1e-8,
                 "decay": 1e-6,
+                "refine": 1.0,  # [D] share of model_lr in stage 2
                 "cooldown": 0.0,  # [D] last part of each stage over which the rates fall to 0
             },
             "train": {
@@ -176,7 +177,7 @@ def defaults() -> ConfigDict:
 
 LATER = (
     "explore.", "mllm.adapter_rank", "fusion.skip", "behavior.regression", "joint.relation", "joint.warmup",
-    "joint.jbo_reaches_adapter", "optim.kind", "optim.cooldown",
+    "joint.jbo_reaches_adapter", "optim.kind", "optim.refine", "optim.cooldown",
 )  # fmt: skip
 """How fields begin that runs of earlier versions lack; their defaults are what those versions did."""
 

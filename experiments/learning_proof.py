@@ -43,7 +43,7 @@ DATA = {"episodes": 675, "mix": "zoo", "num_envs": 45, "seed": 1}
 FINAL, ALONG = 10, 4
 """Episodes a task by which the last checkpoint and the earlier ones of stage 2 are scored."""
 LONG = {
-    "train.stage1_steps": 4000,
+    "train.stage1_steps": 8000,
     "train.stage2_steps": 3000,
     "train.log_every": 100,
     "train.checkpoint_every": 1000,

@@ -66,13 +66,18 @@ def warm_up(table: dict[str, Row], config: ConfigDict, step: jax.Array) -> dict[
     return table | {"jbo": table["jbo"]._replace(scale=table["jbo"].scale * share)}
 
 
-def cool_down(config: ConfigDict, stage: int, step: jax.Array) -> jax.Array | float:
-    """Let the share of the learning rates fall linearly to 0 over the last part (``optim.cooldown``) of a stage."""
-    if not config.optim.cooldown:
-        return 1.0
-    first, second = config.train.stage1_steps, config.train.stage2_steps
-    left, steps = (first - step, first) if stage == 1 else (first + second - step, second)
-    return jnp.clip(left / (config.optim.cooldown * steps), 0.0, 1.0)
+def rate_shares(config: ConfigDict, stage: int, step: jax.Array) -> tuple[jax.Array | float, jax.Array | float]:
+    """Return the shares of ``optim.model_lr`` and ``optim.behavior_lr`` at a step.
+
+    Both fall linearly to 0 over the last part (``optim.cooldown``) of each stage; in stage 2 the model's is
+    ``optim.refine`` of that.
+    """
+    share = 1.0
+    if config.optim.cooldown:
+        first, second = config.train.stage1_steps, config.train.stage2_steps
+        left, steps = (first - step, first) if stage == 1 else (first + second - step, second)
+        share = jnp.clip(left / (config.optim.cooldown * steps), 0.0, 1.0)
+    return (share if stage == 1 else config.optim.refine * share), share
 
 
 def routed_gradients(losses: Callable, params: dict, table: dict[str, Row]) -> tuple[dict, dict, dict]:
@@ -324,8 +329,8 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
         rows = warm_up(table, config, state.step)
         grads, means, (metrics, norms) = routed_gradients(lambda p: losses(p, state, batch), state.params, rows)
-        share = cool_down(config, stage, state.step)
-        params, opt, grad_norms = apply_gradients(config, state.params, state.opt, grads, share)
+        shares = rate_shares(config, stage, state.step)
+        params, opt, grad_norms = apply_gradients(config, state.params, state.opt, grads, shares)
         target_rate = config.joint.target_ema if stage == 2 else 1.0
         slow = {
             name: optax.incremental_update(

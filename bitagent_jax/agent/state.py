@@ -67,9 +67,10 @@ def optimizer(config: ConfigDict, module: str) -> optax.GradientTransformation:
 
 
 def apply_gradients(
-    config: ConfigDict, params: dict, opt: dict, grads: dict, share: jax.Array | float = 1.0
-) -> tuple[dict, dict, dict]:
-    """Update the modules that have gradients by a share of the config's rates.
+    config: ConfigDict, params: dict, opt: dict, grads: dict,
+    shares: tuple[jax.Array | float, jax.Array | float] = (1.0, 1.0),
+) -> tuple[dict, dict, dict]:  # fmt: skip
+    """Update the modules that have gradients by shares of ``optim.model_lr`` and ``optim.behavior_lr``.
 
     Returns:
         all parameters, optimiser states, and the gradients' norms.
@@ -77,7 +78,8 @@ def apply_gradients(
     params, opt, norms = dict(params), dict(opt), {}
     for module, grad in grads.items():
         update, opt[module] = optimizer(config, module).update(grad, opt[module], params[module])
-        params[module] = optax.apply_updates(params[module], jax.tree.map(lambda x: share * x, update))
+        update = jax.tree.map(lambda x, share=shares[module in BEHAVIOR]: share * x, update)
+        params[module] = optax.apply_updates(params[module], update)
         norms[f"grad_norm/{module}"] = optax.tree.norm(grad)
     return params, opt, norms
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitagent_jax.agent.joint import cool_down
+from bitagent_jax.agent.joint import rate_shares
 from bitagent_jax.agent.state import apply_gradients, build, init_state, optimizer
 from bitagent_jax.training import sharding
 
@@ -37,21 +37,23 @@ def test_its_state_can_be_placed_on_a_mesh(tiny):
 
 
 def test_rates_fall_over_the_last_part_of_each_stage(tiny):
-    config = tiny(optim__cooldown=0.25, train__stage1_steps=100, train__stage2_steps=40)
+    config = tiny(optim__cooldown=0.25, optim__refine=0.1, train__stage1_steps=100, train__stage2_steps=40)
     shares = {(1, 0): 1, (1, 75): 1, (1, 90): 0.4, (1, 99): 0.04, (2, 100): 1, (2, 135): 0.5, (2, 139): 0.1}
     for (stage, step), share in shares.items():
-        assert cool_down(config, stage, jnp.array(step)) == pytest.approx(share), (stage, step)
-    assert cool_down(tiny(), 1, jnp.array(10**6)) == 1
+        model = share if stage == 1 else 0.1 * share
+        assert rate_shares(config, stage, jnp.array(step)) == pytest.approx((model, share)), (stage, step)
+    assert rate_shares(tiny(), 1, jnp.array(10**6)) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", ["adam", "muon"])
-def test_a_share_of_the_rates_is_that_of_the_updates(tiny, kind):
-    params = {"actor": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
+@pytest.mark.parametrize("module", ["actor", "fusion"])
+def test_a_share_of_the_rates_is_that_of_the_updates(tiny, kind, module):
+    params = {module: {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
     moved = []
     for rate, share in ((0.1, 0.3), (0.03, 1.0)):
-        config = tiny(optim__kind=kind, optim__behavior_lr=rate, optim__decay=0.5)
-        opt = {"actor": optimizer(config, "actor").init(params["actor"])}
-        moved.append(jax.jit(lambda o, s, c=config: apply_gradients(c, params, o, grads, s)[0])(opt, share))
+        config = tiny(optim__kind=kind, optim__behavior_lr=rate, optim__model_lr=rate, optim__decay=0.5)
+        opt = {module: optimizer(config, module).init(params[module])}
+        moved.append(jax.jit(lambda o, s, c=config: apply_gradients(c, params, o, grads, s)[0])(opt, (share, share)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *moved)
-    assert not np.allclose(moved[0]["actor"]["bias"], 1.0)
+    assert not np.allclose(moved[0][module]["bias"], 1.0)
