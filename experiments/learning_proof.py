@@ -2,11 +2,10 @@
 
     pip install -e '.[plots]' && python -m experiments.learning_proof runs/proof [--variants full] [--seeds 0 1 2]
 
-Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then about 45 minutes a run (10,000 of its
-11,000 steps took 40 minutes beside other jobs; a whole run was not timed).  Each run and the collection continue when
-called again, and what is in the results is not done again, so that the runs can be spread over days and machines.
-Every variant and seed learns from the same episodes, collected by `bitagent collect --mix zoo`, without rewards or
-labels:
+Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then 47 minutes for two runs side by side,
+pinned to a core each (one alone on both cores was not timed).  Each run and the collection continue when called again,
+and what is in the results is not done again, so that the runs can be spread over days and machines.  Every variant and
+seed learns from the same episodes, collected by `bitagent collect --mix zoo`, without rewards or labels:
 
     full      the method
     genrl     no fusion, no L_MLLM, no L_JBO (the ablation `genrl` of the config)
@@ -149,6 +148,7 @@ def plot(results: dict[str, dict], path: Path) -> None:
                 steps = [int(step) for step in result["imagined"]]
                 bottom.plot(steps, [r[k] for r in result["imagined"].values()], color=colors[variant], linewidth=1)
             top.set_title(task)
+            top.locator_params(axis="x", nbins=4)
     axes[0, 0].set_ylabel("true score (0 random, 1 expert)")
     axes[1, 0].set_ylabel("imagined reward")
     axes[1, 1].set_xlabel("update")
