@@ -40,7 +40,10 @@ POSITIVE = (
     "env.action_repeat", "data.online_episodes", "explore.updates", "imagination.horizon", "imagination.stride",
     "mllm.adapter_rank",
 )  # fmt: skip
-NOT_NEGATIVE = ("train.stage1_steps", "train.stage2_steps", "train.video_every", "data.online_every", "joint.warmup")
+NOT_NEGATIVE = (
+    "train.stage1_steps", "train.stage2_steps", "train.video_every", "data.online_every", "joint.warmup",
+    "optim.refine",
+)  # fmt: skip
 
 
 def defaults() -> ConfigDict:
@@ -53,7 +56,7 @@ def defaults() -> ConfigDict:
             "prompts": (),  # what to learn instead of the tasks' own prompts, see mllm/prompts.py; () = theirs
             "env": {
                 "action_repeat": 2,
-                "size": 64,
+                "size": SIZE,
                 "look": "auto",
                 "num_envs": 4,  # at once in collecting; the first collection has at least one a behaviour
                 "workers": 0,  # 0 = one per core

@@ -56,7 +56,7 @@ def configure(variant: str, seed: int, data: Path, presets: str = "cpu") -> Conf
     config = make_config("walker", ",".join(filter(None, (presets, VARIANTS[variant]))))
     config.update_from_flattened_dict(LONG if presets == "cpu" else {"train.keep": 100})
     config.seed, config.data.folder = seed, str(data)
-    config.data.capacity = 3_000_000  # more than any number of episodes that fits a machine of this size
+    config.data.capacity = make_config().data.capacity
     if variant == "shuffled":
         config.prompts = shuffled(seed)
     return config

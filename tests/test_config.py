@@ -101,6 +101,7 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"train.log_every": 0}, "config.train.log_every=0"),
         ({"behavior.init_std": 0.05}, "config.behavior.init_std=0.05 is not between config.behavior.min_std=0.1 and 1"),
         ({"optim.cooldown": 1.5}, "config.optim.cooldown=1.5 is no share of a stage, 0 to 1"),
+        ({"optim.refine": -0.1}, "config.optim.refine=-0.1 must be at least 0"),
         ({"explore.updates": 0}, "config.explore.updates=0"),
         ({"train.checkpoint_every": 0}, "config.train.checkpoint_every=0 must be at least 1"),
         ({"train.stage1_steps": -5}, "config.train.stage1_steps=-5 must be at least 0"),

@@ -76,9 +76,10 @@ def apply_gradients(
         all parameters, optimiser states, and the gradients' norms.
     """
     params, opt, norms = dict(params), dict(opt), {}
+    of_model, of_behavior = shares
     for module, grad in grads.items():
         update, opt[module] = optimizer(config, module).update(grad, opt[module], params[module])
-        update = jax.tree.map(lambda x, share=shares[module in BEHAVIOR]: share * x, update)
+        update = optax.tree.scale(of_behavior if module in BEHAVIOR else of_model, update)
         params[module] = optax.apply_updates(params[module], update)
         norms[f"grad_norm/{module}"] = optax.tree.norm(grad)
     return params, opt, norms

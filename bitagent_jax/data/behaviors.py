@@ -57,8 +57,7 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
         known = [task for task in tasks if task in actors]
         if not known:
             raise ValueError(
-                f"the zoo has no actor of {', '.join(tasks)}, only of {', '.join(actors)}: "
-                "use the mix random (--config.data.mix=random)"
+                f"the zoo has no actor of {', '.join(tasks)}, only of {', '.join(actors)}: use the mix random"
             )
         out += [Behavior(task, stage, noise) for task in known for stage in actors[task] for noise in NOISE[stage]]
         out += [Behavior(known[i % len(known)], MIXED) for i in range(MIXED_SHARE * len(out))]

@@ -46,7 +46,7 @@ class Loader:
         self._buffer = _Buffer(ahead)
 
         def draw(step: int) -> Any:
-            return place(replay.sample(batch, length, np.random.default_rng((seed, step)), only))
+            return place(replay.sample(batch, length, step_rng(seed, step), only))
 
         self._thread = threading.Thread(target=_fill, args=(self._buffer, draw, start_step), daemon=True)
         self._stop = weakref.finalize(self, _stop, self._buffer, self._thread)
@@ -68,6 +68,11 @@ class Loader:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """Return the generator that draws the batch of a step."""
+    return np.random.default_rng((seed, step))
 
 
 class _Buffer:

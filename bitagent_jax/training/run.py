@@ -90,10 +90,13 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path / "lock")
         try:
-            if not any(any((path / name).glob("*")) for name in ("episodes", "online", "checkpoints")):
-                (path / "prompts.npz").unlink(missing_ok=True)
-            elif (path / "config.json").exists():
-                _check_same(path, config_lib.read(path / "config.json"), config)
+            if (path / "config.json").exists():
+                try:
+                    _check_same(path, config_lib.read(path / "config.json"), config)
+                except (RunError, ValueError):
+                    if any(any((path / name).glob("*")) for name in ("episodes", "online", "checkpoints")):
+                        raise
+                    (path / "prompts.npz").unlink(missing_ok=True)
             _write_config(config, path / "config.json")
             run = cls(path, config, lock)
             for folder in (run.checkpoints, run.episodes, run.tensorboard, run.videos, run.cache):

@@ -15,7 +15,7 @@ from bitagent_jax.data.behaviors import acting, mixture, need_states, spread
 from bitagent_jax.data.collect import collect
 from bitagent_jax.data.embeddings import embed_folder, require_embeddings
 from bitagent_jax.data.episodes import list_episodes
-from bitagent_jax.data.loader import Loader
+from bitagent_jax.data.loader import Loader, step_rng
 from bitagent_jax.data.replay import Replay, load_folder
 from bitagent_jax.envs.pool import EnvPool
 from bitagent_jax.envs.tasks import get_body, get_task
@@ -104,23 +104,30 @@ class Session:
 
         In stage 2 with a world model that rests they hold latents, computed here, in place of pictures.
         """
-        train, mine = self.config.train, sharding.local_rows(self.mesh, self.config.train.batch)
-        source = self.replay
+        train, source = self.config.train, self.replay
         if stage == 2 and not self.config.joint.world_model_in_stage2:
             self._latents.update(sharding.on_host(self.state.params))
             source = self._latents
         return Loader(
-            source, train.batch, train.length, seed=self.config.seed, start_step=self.step, only=mine,
-            place=lambda batch: sharding.place(self.mesh, _wanted(batch)),
+            source, train.batch, train.length, seed=self.config.seed, start_step=self.step, only=self._mine,
+            place=self._place,
         )  # fmt: skip
 
     def with_pictures(self, batch: dict[str, jax.Array], step: int) -> dict[str, jax.Array]:
         """Return a step's batch, or where it holds latents the sequences of pictures that they were made of."""
         if "image" in batch:
             return batch
-        train, mine = self.config.train, sharding.local_rows(self.mesh, self.config.train.batch)
-        rng = np.random.default_rng((self.config.seed, step))
-        return sharding.place(self.mesh, _wanted(self.replay.sample(train.batch, train.length, rng, mine)))
+        train, rng = self.config.train, step_rng(self.config.seed, step)
+        return self._place(self.replay.sample(train.batch, train.length, rng, self._mine))
+
+    @property
+    def _mine(self) -> np.ndarray:
+        """Which sequences of a batch this process reads."""
+        return sharding.local_rows(self.mesh, self.config.train.batch)
+
+    def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Put a batch on the devices without the reward: the agent never sees it."""
+        return sharding.place(self.mesh, {name: rows for name, rows in batch.items() if name != "reward"})
 
     def agent(self) -> Agent:
         """Return the present policy; of several processes all have to ask for it."""
@@ -199,8 +206,3 @@ class Session:
         load_folder(folder, self.replay, fingerprint=self.encoder.fingerprint, start=start, limit=limit)
         if not self._precomputed and (labels := sorted(self.replay.labels)):
             self.replay.set_texts(dict(zip(labels, self.encoder.embed_text(labels), strict=True)))
-
-
-def _wanted(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Leave the reward out: the agent never sees it."""
-    return {name: rows for name, rows in batch.items() if name != "reward"}

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 BIG = 2**14  # elements; smaller matrices cost less replicated than gathered
 
-# (regex searched in a leaf path such as "params/world_model/dynamics/prior_head/...", smallest rank it accepts,
+# (regex searched in a leaf path such as "params/world_model/from_stoch/kernel", smallest rank it accepts,
 # "fsdp" = split the largest divisible axis | "replicate"); the first rule that matches wins.
 RULES: tuple[tuple[str, int, str], ...] = (
     (r"(^|/)(params|slow|opt)/.*(kernel|embedding|table|weight)\b", 2, "fsdp"),

@@ -61,6 +61,8 @@ def test_resuming_with_another_config_names_field_and_both_values(tmp_path):
 def test_a_run_that_failed_before_it_had_anything_takes_another_config(tmp_path):
     with RunFolder.open(tmp_path / "run", debug(seed=1)) as run:
         run.prompts.touch()
+    with RunFolder.open(tmp_path / "run", debug(seed=1)) as run:
+        assert run.prompts.exists()  # of the same config they stay: their files may be gone
     with RunFolder.open(tmp_path / "run", debug(seed=2)) as run:
         assert not run.prompts.exists()
     assert RunFolder.load(tmp_path / "run").config.seed == 2
