@@ -7,7 +7,10 @@ from bitagent_jax.agent import behavior
 from bitagent_jax.bench import measure, program
 
 
-def bench(config, preset: str, *, batches: tuple[int, ...] = (), repeats: int = 10, compile_only: bool = False) -> str:
+def bench(
+    config, preset: str, *, batches: tuple[int, ...] = (), repeats: int = 10, compile_only: bool = False,
+    profiled: bool = False,
+) -> str:  # fmt: skip
     """Compile stage 2, stage 2 from stored latents, and the imagination alone; otherwise like ``bench step``."""
     makers = []
     for batch in batches or (config.train.batch,):
@@ -18,7 +21,7 @@ def bench(config, preset: str, *, batches: tuple[int, ...] = (), repeats: int = 
             (fixed, lambda c=fixed: program.train_step(c, 2, "stage 2 from latents of a fixed world model")),
             (whole, lambda c=whole: imagination(c)),
         ]
-    return measure.programs("behavior", makers, preset, repeats, compile_only)
+    return measure.programs("behavior", makers, preset, repeats, compile_only, profiled)
 
 
 def imagination(config) -> program.Program:

@@ -29,6 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     for name in ("step", "behavior"):
         each[name].add_argument("--batch", type=int, nargs="+", default=[], help="sequences; several are compared")
         each[name].add_argument("--compile-only", action="store_true", help="memory and FLOPs, without running")
+        each[name].add_argument("--profile", action="store_true", help="also say where the time goes")
         each[name].add_argument("--repeats", type=int, default=10, help="steps, of which the median is taken")
     each["loader"].add_argument("folder", help="of episodes, for example RUN/episodes")
     each["loader"].add_argument("--threads", type=int, nargs="+", default=[], help="that decode; several are compared")
@@ -64,4 +65,4 @@ def run(args: argparse.Namespace, config) -> str:
     if args.name == "scaling":
         return bench(config, args.preset, devices=args.devices, fsdp=args.fsdp, stages=args.stages)
     settings = dict(batches=tuple(args.batch), repeats=args.repeats, compile_only=args.compile_only)
-    return bench(config, args.preset, **settings)
+    return bench(config, args.preset, profiled=args.profile, **settings)

@@ -6,6 +6,7 @@ XLA's own cost analysis counts the body of a loop once; here it counts as often 
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
@@ -16,6 +17,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _LINE = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*)")
+_TABLE = re.compile(r"^(\d+) [{\"](.*)[}\"]$")
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=|ensions":)[{[]([\d",]*)[\]}]')
 
 
@@ -45,6 +47,35 @@ class Collective(NamedTuple):
     source: str
 
 
+class Unit(NamedTuple):
+    """An instruction as a profiler sees it.
+
+    Attributes:
+        opcode: of it.
+        product: whether it is, or fuses, a matrix product or convolution.
+        looped: whether it runs more than once in one run of the program.
+        function: ``file.function`` of this package in which it was traced, ``agent/`` before others, or "".
+    """
+
+    opcode: str
+    product: bool
+    looped: bool
+    function: str
+
+
+def units(text: str) -> dict[str, Unit]:
+    """Describe every instruction that runs, by name."""
+    computations, _ = _parse(text)
+    multiply = {name for name, ops in computations.items() if any(_is_product(op) for op in ops)}
+    functions, found = _functions(text), {}
+    for op, times, _ in _executed(text):
+        product = _is_product(op) or (op.opcode == "fusion" and not multiply.isdisjoint(_called(op)))
+        frame = re.search(r"stack_frame_id=(\d+)", op.rest)
+        function = functions.get(int(frame.group(1)), "") if frame else ""
+        found[op.name] = Unit(op.opcode, product, times > 1, function)
+    return found
+
+
 def collectives(text: str) -> list[Collective]:
     """List the collectives of a compiled program (``compiled.as_text()``), those in loops once each."""
     found = []
@@ -64,7 +95,7 @@ def matmul_flops(text: str) -> int:
     """Count the floating-point operations of all matrix products of one run on one device: 2 for each product."""
     total = 0
     for op, times, types in _executed(text):
-        if op.opcode == "dot" or (op.opcode == "custom-call" and "contracting_dimensions" in op.rest):
+        if _is_product(op) and "contracting_dim" in op.rest:
             numbers = _CONTRACTED.search(op.rest)
             (_, left), (_, out) = _shapes(types[op.operands[0]])[0], _shapes(op.type)[0]
             axes = re.findall(r"\d+", numbers.group(1)) if numbers else []
@@ -89,6 +120,38 @@ def _executed(text: str) -> Iterator[tuple[Op, int, dict[str, str]]]:
             for branches in _BRANCHES.findall(op.rest):
                 for called in re.findall(r"[\w.-]+", branches):
                     times[called] += times[name]
+
+
+def _is_product(op: Op) -> bool:
+    return op.opcode in ("dot", "convolution") or (
+        op.opcode == "custom-call" and ("contracting_dimensions" in op.rest or "__cudnn$conv" in op.rest)
+    )
+
+
+def _called(op: Op) -> list[str]:
+    return [name for _, name in _CALLS.findall(op.rest)]
+
+
+def _functions(text: str) -> dict[int, str]:
+    """Return for each stack frame of a program's text the innermost function of this package."""
+    tables: dict[str, dict[int, str]] = {}
+    for line in text.splitlines():
+        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            rows = tables[line] = {}
+        elif tables and (row := _TABLE.match(line)):
+            rows[int(row.group(1))] = row.group(2)
+        elif line.endswith("{"):
+            break
+    number = lambda row, name: int(re.search(rf"{name}=(\d+)", row).group(1))  # noqa: E731
+    named: dict[int, str] = {}
+    for frame, row in sorted(tables.get("StackFrames", {}).items()):
+        place = tables["FileLocations"][number(row, "file_location_id")]
+        file = tables["FileNames"][number(place, "file_name_id")]
+        function = tables["FunctionNames"][number(place, "function_name_id")].split(".<locals>")[0]
+        outer = named.get(number(row, "parent_frame_id") - 1, "")  # parents are counted from 1, 1 being none
+        inner = f"{Path(file).stem}.{function}" if "/bitagent_jax/" in file else ""
+        named[frame] = inner if inner and ("/agent/" in file or not outer) else outer
+    return named
 
 
 def _parse(text: str) -> tuple[dict[str, list[Op]], str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from bitagent_jax.bench import program, report
+from bitagent_jax.bench import profile, program, report
 
 
 def with_batch(config: ConfigDict, batch: int) -> ConfigDict:
@@ -17,9 +17,12 @@ def with_batch(config: ConfigDict, batch: int) -> ConfigDict:
 
 
 def programs(
-    bench: str, makers: Sequence[tuple[ConfigDict, Callable]], preset: str, repeats: int, compile_only: bool
-) -> str:
+    bench: str, makers: Sequence[tuple[ConfigDict, Callable]], preset: str, repeats: int, compile_only: bool,
+    profiled: bool = False,
+) -> str:  # fmt: skip
     """Compile what the makers make, time all in turn unless ``compile_only``; returns the table and JSON lines.
+
+    With ``profiled``, a second table says where the time of each goes.
 
     Raises:
         ValueError: less than one repeat, or a batch that the devices do not divide.
@@ -37,7 +40,11 @@ def programs(
             program.measured_row(row, seconds, compiled.program.frames, peak)
             for row, seconds, (_, compiled) in zip(rows, times, done, strict=True)
         ]
-    return show(bench, rows, told)
+    shown = show(bench, rows, told)
+    if profiled and not compile_only:
+        places = [row for _, compiled in done for row in profile.profile(compiled)]
+        shown += "\n\n" + show(f"{bench} profile", places, told)
+    return shown
 
 
 def show(bench: str, rows: list[dict], told: dict) -> str:

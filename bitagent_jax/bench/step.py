@@ -3,7 +3,10 @@
 from bitagent_jax.bench import measure, program
 
 
-def bench(config, preset: str, *, batches: tuple[int, ...] = (), repeats: int = 10, compile_only: bool = False) -> str:
+def bench(
+    config, preset: str, *, batches: tuple[int, ...] = (), repeats: int = 10, compile_only: bool = False,
+    profiled: bool = False,
+) -> str:  # fmt: skip
     """Compile the step for each batch size, and time all of them in turn unless ``compile_only``.
 
     Returns:
@@ -15,4 +18,4 @@ def bench(config, preset: str, *, batches: tuple[int, ...] = (), repeats: int = 
     configs = [measure.with_batch(config, batch) for batch in batches or (config.train.batch,)]
     name = "stage 1: world model, fusion, task imagination"
     makers = [(c, lambda c=c: program.train_step(c, 1, name)) for c in configs]
-    return measure.programs("step", makers, preset, repeats, compile_only)
+    return measure.programs("step", makers, preset, repeats, compile_only, profiled)

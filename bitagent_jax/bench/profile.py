@@ -1,0 +1,86 @@
+"""Where the time of a compiled program goes: a trace of some steps, summed over the functions of this package."""
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.profiler import ProfileData
+
+from bitagent_jax.bench import hlo, program
+
+ROWS = 12
+AROUND = ("while", "call", "conditional")  # what runs inside them is recorded too
+
+
+def profile(done: program.Compiled, steps: int = 3) -> list[dict[str, Any]]:
+    """Trace some steps of a program, after two for warming up.
+
+    An instruction's time belongs to the function of this package in which it was traced; of what the compiler has
+    fused, to that of the last instruction. On CPU instructions run in several threads, whose times add up.
+
+    Returns:
+        a row for each of the functions that took most, one for the others, and one for the time in which nothing ran:
+        milliseconds a step, how many of them in matrix products and in loops, and the share of the step.
+
+    Raises:
+        RuntimeError: the profiler recorded nothing of the program.
+    """
+    units = hlo.units(done.executable.as_text())
+    events = [event for event in _traced(done, steps) if event[0] not in units or units[event[0]].opcode not in AROUND]
+    if not any(name in units for name, *_ in events):
+        raise RuntimeError("the profiler recorded nothing of the program on this device")
+    spent = defaultdict(lambda: np.zeros(3))
+    for name, begun, ended in events:
+        unit = units.get(name)
+        where = unit.function or "parameters, copies" if unit else "not told"
+        spent[where] += (ended - begun) * np.array([1, unit.product if unit else 0, unit.looped if unit else 0])
+    order = sorted(spent, key=lambda where: -spent[where][0])
+    rows = {where: spent[where] for where in order[:ROWS]}
+    if order[ROWS:]:
+        rows["other"] = sum(spent[where] for where in order[ROWS:])
+    whole, idle = _idle([event[1:] for event in events])
+    rows["nothing ran"] = np.array([idle, 0, 0])
+    table = []
+    for where, times in rows.items():
+        ms, products, loops = (float(value) for value in times / 1e6 / steps)
+        place = {"what": done.program.name, "in": where, "ms": ms, "in products": products, "in loops": loops}
+        table.append(place | {"share": float(times[0] / whole)})
+    return table
+
+
+def _traced(done: program.Compiled, steps: int) -> list[tuple[str, float, float]]:
+    """Return name, begin and end, in nanoseconds, of everything that ran on the device."""
+    state, batch = done.program.init(), program.random_batch(done.program)
+    for _ in range(2):
+        state, _ = done.executable(state, batch)
+    jax.block_until_ready(state)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                state, _ = done.executable(state, batch)
+            jax.block_until_ready(state)
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        planes = list(ProfileData.from_file(str(file)).planes)
+        device = [plane for plane in planes if plane.name.startswith("/device:")][:1]
+        found = []
+        for line in (line for plane in device or planes for line in plane.lines):
+            if device and "Stream" not in line.name:
+                continue
+            for event in line.events:
+                name = dict(event.stats).get("hlo_op", event.name if device else None)
+                if name is not None:
+                    found.append((name, event.start_ns, event.end_ns))
+    return found
+
+
+def _idle(spans: list[tuple[float, float]]) -> tuple[float, float]:
+    """Return the time from the first begin to the last end, and how much of it no span covers."""
+    begun, free = min(spans)[0], 0.0
+    reached = begun
+    for start, end in sorted(spans):
+        free += max(0.0, start - reached)
+        reached = max(reached, end)
+    return reached - begun, free
