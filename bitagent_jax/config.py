@@ -173,14 +173,18 @@ def defaults() -> ConfigDict:
                 "video_every": 10_000,  # 0 = never
             },
             "eval": {"episodes": 10},
-            "compute": {"dtype": "float32", "fsdp": 1},
+            "compute": {
+                "dtype": "float32",
+                "fsdp": 1,
+                "data_share": 0.5,  # of an accelerator's memory that a data set may fill, to be read there; 0 = never
+            },
         },
     ).lock()
 
 
 LATER = (
     "explore.", "mllm.adapter_rank", "fusion.skip", "behavior.regression", "joint.relation", "joint.warmup",
-    "joint.jbo_reaches_adapter", "optim.kind", "optim.refine", "optim.cooldown",
+    "joint.jbo_reaches_adapter", "optim.kind", "optim.refine", "optim.cooldown", "compute.data_share",
 )  # fmt: skip
 """How fields begin that runs of earlier versions lack; their defaults are what those versions did."""
 
@@ -275,6 +279,8 @@ def _check_lengths(config: ConfigDict) -> None:
         raise ValueError(f"config.optim.cooldown={config.optim.cooldown} is no share of a stage, 0 to 1")
     if config.env.size != SIZE:
         raise ValueError(f"config.env.size={config.env.size} is not {SIZE}, the pixels that the world model decodes")
+    if not 0 <= config.compute.data_share <= 1:
+        raise ValueError(f"config.compute.data_share={config.compute.data_share} is no share of memory, 0 to 1")
     if not 0 <= config.fusion.semantic_dropout <= 1:
         raise ValueError(f"config.fusion.semantic_dropout={config.fusion.semantic_dropout} is no rate, 0 to 1")
     if config.explore.heads < 2:

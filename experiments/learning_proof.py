@@ -41,9 +41,8 @@ STAND_WALK_RUN = ("walker_stand", "walker_walk", "walker_run")
 DATA = {"episodes": 675, "mix": "zoo", "num_envs": 45, "seed": 1}
 FINAL, ALONG = 10, 4
 """Episodes a task by which the last checkpoint and the earlier ones of stage 2 are scored."""
-LONG = {
-    "train.stage1_steps": 8000,
-    "train.stage2_steps": 3000,
+STEPS = 8000, 3000
+TRAIN = {
     "train.log_every": 100,
     "train.checkpoint_every": 1000,
     "train.keep": 100,
@@ -51,10 +50,13 @@ LONG = {
 }
 
 
-def configure(variant: str, seed: int, data: Path, presets: str = "cpu") -> ConfigDict:
-    """Return the config of a run."""
+def configure(
+    variant: str, seed: int, data: Path, presets: str = "cpu", steps: tuple[int, int] = STEPS
+) -> ConfigDict:
+    """Return the config of a run; ``steps`` of stage 1 and 2."""
     config = make_config("walker", ",".join(filter(None, (presets, VARIANTS[variant]))))
-    config.update_from_flattened_dict(LONG if presets == "cpu" else {"train.keep": 100})
+    config.update_from_flattened_dict(TRAIN)
+    config.train.stage1_steps, config.train.stage2_steps = steps
     config.seed, config.data.folder = seed, str(data)
     config.data.capacity = make_config().data.capacity
     if variant == "shuffled":
@@ -166,7 +168,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder of data and runs")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--presets", default="cpu", help="of the config; other than cpu, its own numbers of steps")
+    parser.add_argument("--presets", default="cpu", help="of the config, for example paper,short,bf16")
+    parser.add_argument("--steps", nargs=2, type=int, default=STEPS, metavar=("STAGE1", "STAGE2"))
     parser.add_argument("--episodes", type=int, default=DATA["episodes"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
@@ -185,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 data = given.out / "data"
                 gather(data, STAND_WALK_RUN, **(DATA | {"episodes": given.episodes}))
-                result = prove(given.out / name, configure(variant, seed, data, given.presets))
+                result = prove(given.out / name, configure(variant, seed, data, given.presets, tuple(given.steps)))
             results = json.loads(store.read_text()) if store.exists() else {}  # another process may have added to it
             results = dict(sorted((results | {name: json.loads(json.dumps(result))}).items()))
             store.write_text(json.dumps(results, indent=1) + "\n")

@@ -92,15 +92,32 @@ def collectives(text: str) -> list[Collective]:
 
 
 def matmul_flops(text: str) -> int:
-    """Count the floating-point operations of all matrix products of one run on one device: 2 for each product."""
+    """Count the floating-point operations of all matrix products and convolutions of one run on one device.
+
+    Each product of two numbers counts 2.
+    """
     total = 0
     for op, times, types in _executed(text):
-        if _is_product(op) and "contracting_dim" in op.rest:
-            numbers = _CONTRACTED.search(op.rest)
-            (_, left), (_, out) = _shapes(types[op.operands[0]])[0], _shapes(op.type)[0]
-            axes = re.findall(r"\d+", numbers.group(1)) if numbers else []
-            total += 2 * times * math.prod(out) * math.prod(left[int(axis)] for axis in axes)
+        if _is_product(op):
+            total += 2 * times * (_convolution if "dim_labels" in op.rest else _product)(op, types)
     return total
+
+
+def _product(op: Op, types: dict[str, str]) -> int:
+    numbers = _CONTRACTED.search(op.rest)
+    (_, left), (_, out) = _shapes(types[op.operands[0]])[0], _shapes(op.type)[0]
+    axes = re.findall(r"\d+", numbers.group(1)) if numbers else []
+    return math.prod(out) * math.prod(left[int(axis)] for axis in axes)
+
+
+def _convolution(op: Op, types: dict[str, str]) -> int:
+    """Each element of the layer's output takes a whole kernel of one output channel, forward and backward."""
+    (_, left), (_, right) = (_shapes(types[name])[0] for name in op.operands[:2])
+    _, result = _shapes(op.type)[0]
+    output, kernel = (right, result) if "BackwardFilter" in op.rest else (result, right)
+    output = left if "BackwardInput" in op.rest else output
+    channels = kernel[re.search(r"dim_labels=\w+_(\w+)->", op.rest).group(1).index("o")]
+    return math.prod(output) * math.prod(kernel) // channels
 
 
 def _executed(text: str) -> Iterator[tuple[Op, int, dict[str, str]]]:

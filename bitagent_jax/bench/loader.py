@@ -1,7 +1,10 @@
-"""``bitagent bench loader``: how fast batches come from an episode folder, beside the step that uses them up."""
+"""``bitagent bench loader``: how fast batches come from an episode folder, beside the step that uses them up.
+
+Where the devices have room for the data set (``compute.data_share``), also from their own memory.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +16,7 @@ from bitagent_jax.bench import measure, program
 from bitagent_jax.data.loader import Loader
 from bitagent_jax.data.replay import THREADS, Replay, load_folder
 from bitagent_jax.training import sharding
+from bitagent_jax.training.resident import Resident, fits
 
 WANTED = 5  # times as fast as the step
 
@@ -43,12 +47,16 @@ def bench(
     replays = {count: _open(folder, config.data.capacity, count) for count in threads}
     mesh = sharding.make_mesh(config.compute.fsdp)
     step = _step_seconds(config, repeats) if with_step else None
-    speeds: dict[int, list[float]] = {count: [] for count in threads}
-    for _ in range(repeats):
-        for count, replay in replays.items():
-            speeds[count].append(_speed(replay, config, mesh, seconds))
-    rows = [_row(count, speeds[count], config, step) for count in threads]
+    place = lambda batch: sharding.place(mesh, {k: v for k, v in batch.items() if k != "reward"})  # noqa: E731
+    sources = {str(count): (replay, place) for count, replay in replays.items()}
     first = next(iter(replays.values()))
+    if fits(first, config.compute.data_share):
+        sources["none: in the devices' memory"] = Resident(first, mesh), lambda batch: batch
+    speeds: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(repeats):
+        for name, (source, put) in sources.items():
+            speeds[name].append(_speed(source, put, config, seconds))
+    rows = [_row(name, speeds[name], config, step) for name in sources]
     told = dict(folder=str(folder), episodes=first.episodes, frames=first.frames, repeats=repeats, seconds=seconds)
     return measure.show("loader", rows, program.facts(config, preset, **told))
 
@@ -61,10 +69,9 @@ def _open(folder: str | Path, capacity: int, threads: int) -> Replay:
     return replay
 
 
-def _speed(replay: Replay, config: ConfigDict, mesh, seconds: float) -> float:
+def _speed(source: Replay | Resident, place: Callable, config: ConfigDict, seconds: float) -> float:
     """Return batches a second, each placed on the devices and waited for."""
-    place = lambda batch: sharding.place(mesh, {k: v for k, v in batch.items() if k != "reward"})  # noqa: E731
-    with Loader(replay, config.train.batch, config.train.length, seed=0, place=place) as batches:
+    with Loader(source, config.train.batch, config.train.length, seed=0, place=place) as batches:
         jax.block_until_ready(next(batches))
         done, begun = 0, time.perf_counter()
         while not done or time.perf_counter() < begun + seconds:
@@ -78,7 +85,7 @@ def _step_seconds(config: ConfigDict, repeats: int) -> float:
     return median(program.time_steps([done], repeats)[0])
 
 
-def _row(threads: int, speeds: list[float], config: ConfigDict, step: float | None) -> dict[str, Any]:
+def _row(threads: str, speeds: list[float], config: ConfigDict, step: float | None) -> dict[str, Any]:
     speed, frames = median(speeds), config.train.batch * config.train.length
     return {
         "threads": threads,

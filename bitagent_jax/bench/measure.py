@@ -42,8 +42,11 @@ def programs(
         ]
     shown = show(bench, rows, told)
     if profiled and not compile_only:
-        places = [row for _, compiled in done for row in profile.profile(compiled)]
-        shown += "\n\n" + show(f"{bench} profile", places, told)
+        try:
+            places = [row for _, compiled in done for row in profile.profile(compiled)]
+            shown += "\n\n" + show(f"{bench} profile", places, told)
+        except RuntimeError as error:  # what was measured before it is not lost
+            shown += f"\n\nno profile: {error}"
     return shown
 
 

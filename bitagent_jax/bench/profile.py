@@ -1,5 +1,6 @@
 """Where the time of a compiled program goes: a trace of some steps, summed over the functions of this package."""
 
+import re
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from jax.profiler import ProfileData
 from bitagent_jax.bench import hlo, program
 
 ROWS = 12
+PRODUCTS = re.compile("gemm|nvjet|cutlass|xmma|conv|cudnn", re.IGNORECASE)  # kernels of libraries
 AROUND = ("while", "call", "conditional")  # what runs inside them is recorded too
 
 
@@ -28,15 +30,17 @@ def profile(done: program.Compiled, steps: int = 3) -> list[dict[str, Any]]:
     Raises:
         RuntimeError: the profiler recorded nothing of the program.
     """
-    units = hlo.units(done.executable.as_text())
-    events = [event for event in _traced(done, steps) if event[0] not in units or units[event[0]].opcode not in AROUND]
-    if not any(name in units for name, *_ in events):
+    units = {key: unit for name, unit in hlo.units(done.executable.as_text()).items() for key in (name, _kernel(name))}
+    events = [
+        (units.get(name) or hlo.Unit("", bool(PRODUCTS.search(name)), False, "kernels of libraries"), begun, ended)
+        for name, begun, ended in _traced(done, steps)
+    ]
+    events = [event for event in events if event[0].opcode not in AROUND]
+    if not events:
         raise RuntimeError("the profiler recorded nothing of the program on this device")
     spent = defaultdict(lambda: np.zeros(3))
-    for name, begun, ended in events:
-        unit = units.get(name)
-        where = unit.function or "parameters, copies" if unit else "not told"
-        spent[where] += (ended - begun) * np.array([1, unit.product if unit else 0, unit.looped if unit else 0])
+    for unit, begun, ended in events:
+        spent[unit.function or "parameters, copies"] += (ended - begun) * np.array([1, unit.product, unit.looped])
     order = sorted(spent, key=lambda where: -spent[where][0])
     rows = {where: spent[where] for where in order[:ROWS]}
     if order[ROWS:]:
@@ -49,6 +53,11 @@ def profile(done: program.Compiled, steps: int = 3) -> list[dict[str, Any]]:
         place = {"what": done.program.name, "in": where, "ms": ms, "in products": products, "in loops": loops}
         table.append(place | {"share": float(times[0] / whole)})
     return table
+
+
+def _kernel(name: str) -> str:
+    """Return what a GPU calls the kernel of an instruction."""
+    return re.sub(r"\W", "_", name)
 
 
 def _traced(done: program.Compiled, steps: int) -> list[tuple[str, float, float]]:
@@ -72,7 +81,7 @@ def _traced(done: program.Compiled, steps: int) -> list[tuple[str, float, float]
             for event in line.events:
                 name = dict(event.stats).get("hlo_op", event.name if device else None)
                 if name is not None:
-                    found.append((name, event.start_ns, event.end_ns))
+                    found.append((name.rpartition("/")[2], event.start_ns, event.end_ns))
     return found
 
 

@@ -130,34 +130,34 @@ class Replay:
         chosen, starts = self._draw(batch, length, rng, only)
         return self._gather(chosen, starts, length) | self._text_of(chosen, texts)
 
-    def sample_latents(
-        self, latents: Mapping[Path, Mapping[str, np.ndarray]], batch: int, length: int, rng: np.random.Generator,
-        only: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
-        """Draw the same sequences as ``sample``, and return what stands for their pictures instead of reading them.
+    def draw(
+        self, batch: int, length: int, rng: np.random.Generator, only: np.ndarray | None = None
+    ) -> tuple[list[Path], np.ndarray, dict[str, np.ndarray]]:
+        """Draw the same sequences as ``sample`` without reading them, for those who hold the rows in another form.
 
         Args:
-            latents: path of each episode -> its rows, field -> ``[T, ...]``.
             batch, length, rng, only: see ``sample``.
 
         Returns:
-            the fields ``[B, T, ...]``, and ``text`` with ``has_text``.
+            the episode's path and the first row, int [B], of each sequence, and ``text`` with ``has_text``.
         """
         texts = self._texts
         chosen, starts = self._draw(batch, length, rng, only)
-        rows = [latents[episode.records.path] for episode in chosen]
-        fields = {
-            name: np.stack([r[name][start : start + length] for r, start in zip(rows, starts, strict=True)])
-            for name in rows[0]
-        }
-        return fields | self._text_of(chosen, texts)
+        return [episode.records.path for episode in chosen], starts, self._text_of(chosen, texts)
 
     def whole(self, known: Collection[Path] = ()) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
         """Read every episode whose path is not ``known``: the path, and its rows with the fields of ``sample``."""
-        for episode in self._held[0]:
-            if episode.records.path not in known:
-                rows = self._gather([episode], np.zeros(1, int), episode.records.rows)
-                yield episode.records.path, {name: field[0] for name, field in rows.items()}
+        wanted = [episode for episode in self._held[0] if episode.records.path not in known]
+
+        def read(episode: _Episode) -> dict[str, np.ndarray]:
+            rows = self._empty(episode, episode.records.rows)
+            _fill(episode, 0, rows)
+            return rows
+
+        for at in range(0, len(wanted), THREADS):  # a few at a time, decoded side by side
+            some = wanted[at : at + THREADS]
+            for episode, rows in zip(some, self._threads.map(read, some), strict=True):
+                yield episode.records.path, rows
 
     def _draw(
         self, batch: int, length: int, rng: np.random.Generator, only: np.ndarray | None
@@ -182,16 +182,18 @@ class Replay:
         return [episodes[pick] for pick in picks], starts
 
     def _gather(self, chosen: list[_Episode], starts: np.ndarray, length: int) -> dict[str, np.ndarray]:
-        fields = {key: chosen[0].records.fields[key] for key in _ROWS}
-        fields |= {"embedding": ("float32", (self._embed_dim,)), "has_embedding": ("bool", ())}
-        out = {key: np.zeros((len(chosen), length, *shape), kind) for key, (kind, shape) in fields.items()}
+        out = self._empty(chosen[0], len(chosen), length)
 
         def fill(index: int) -> None:
-            for table in filter(None, chosen[index]):
-                table.read_into({key: out[key][index] for key in out if key in table.fields}, int(starts[index]))
+            _fill(chosen[index], int(starts[index]), {key: field[index] for key, field in out.items()})
 
         list(self._threads.map(fill, range(len(chosen))))
         return out
+
+    def _empty(self, like: _Episode, *shape: int) -> dict[str, np.ndarray]:
+        fields = {key: like.records.fields[key] for key in _ROWS}
+        fields |= {"embedding": ("float32", (self._embed_dim,)), "has_embedding": ("bool", ())}
+        return {key: np.zeros((*shape, *row), kind) for key, (kind, row) in fields.items()}
 
     def _text_of(self, chosen: list[_Episode], texts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         has_text = np.array([episode.label in texts for episode in chosen])
@@ -204,6 +206,12 @@ class Replay:
         if len(shape) != 1 or not shape[0] or (self._embed_dim and shape[0] != self._embed_dim):
             raise ValueError(f"expected embeddings of width {self._embed_dim or 'D'}, got shape {shape}")
         self._embed_dim = shape[0]
+
+
+def _fill(episode: _Episode, start: int, out: Mapping[str, np.ndarray]) -> None:
+    """Read rows into arrays ``[T, ...]``, from ``start`` on."""
+    for table in filter(None, episode):
+        table.read_into({key: field for key, field in out.items() if key in table.fields}, start)
 
 
 def load_folder(

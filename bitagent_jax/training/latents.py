@@ -67,4 +67,10 @@ class Latents:
             deter float16 [B,T,D] and stoch [B,T,S], the class of each categorical; action, embedding,
             has_embedding, text and has_text as of ``Replay.sample``.
         """
-        return self._replay.sample_latents(self._rows, batch, length, rng, only)
+        paths, starts, texts = self._replay.draw(batch, length, rng, only)
+        rows = [self._rows[path] for path in paths]
+        fields = {
+            name: np.stack([r[name][start : start + length] for r, start in zip(rows, starts, strict=True)])
+            for name in rows[0]
+        }
+        return fields | texts

@@ -27,6 +27,7 @@ RESUMABLE = (  # fields that a later run of the same folder may change: none alt
     "eval.episodes",
     "env.workers",
     "compute.fsdp",
+    "compute.data_share",
     "explore.heads",
     "explore.layers",
     "explore.units",

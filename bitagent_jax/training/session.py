@@ -27,6 +27,7 @@ from bitagent_jax.policy import Agent, AgentPolicy
 from bitagent_jax.training import sharding
 from bitagent_jax.training.checkpoint import Checkpoints
 from bitagent_jax.training.latents import Latents
+from bitagent_jax.training.resident import Resident, fits
 from bitagent_jax.training.run import RunFolder
 from bitagent_jax.training.told import tell
 
@@ -75,6 +76,7 @@ class Session:
             self._add(self.online_folder, limit=rounds * self.config.data.online_episodes)
         self.replay.sample(1, self.config.train.length, np.random.default_rng(0))  # raises if it is too short
         self._latents = Latents(self.replay, self.graph, self.config)
+        self._resident: Resident | None = None
 
     @property
     def step(self) -> int:
@@ -102,15 +104,20 @@ class Session:
     def loader(self, stage: int) -> Loader:
         """Start drawing the batches of the present step of a stage and those after it.
 
-        In stage 2 with a world model that rests they hold latents, computed here, in place of pictures.
+        In stage 2 with a world model that rests they hold latents, computed here, in place of pictures. Pictures come
+        from the devices' own memory where the data set has room in it and no episode will be added.
         """
-        train, source = self.config.train, self.replay
+        train, source, place = self.config.train, self.replay, self._place
         if stage == 2 and not self.config.joint.world_model_in_stage2:
+            self._resident = None
             self._latents.update(sharding.on_host(self.state.params))
             source = self._latents
+        elif self._resident or self._may_reside():
+            self._resident = self._resident or Resident(self.replay, self.mesh)
+            source, place = self._resident, lambda batch: batch
         return Loader(
             source, train.batch, train.length, seed=self.config.seed, start_step=self.step, only=self._mine,
-            place=self._place,
+            place=place,
         )  # fmt: skip
 
     def with_pictures(self, batch: dict[str, jax.Array], step: int) -> dict[str, jax.Array]:
@@ -119,6 +126,9 @@ class Session:
             return batch
         train, rng = self.config.train, step_rng(self.config.seed, step)
         return self._place(self.replay.sample(train.batch, train.length, rng, self._mine))
+
+    def _may_reside(self) -> bool:
+        return not self.config.data.online_every and fits(self.replay, self.config.compute.data_share)
 
     @property
     def _mine(self) -> np.ndarray:

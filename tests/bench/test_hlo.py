@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from bitagent_jax.bench import hlo
+from bitagent_jax.nn import vision
 
 TEXT = """HloModule jit_step
 
@@ -56,6 +57,45 @@ def test_matrix_products_of_a_compiled_loop():
 
     compiled = jax.jit(step).lower(jnp.ones((5, 6)), jnp.ones((6, 6))).compile()
     assert hlo.matmul_flops(compiled.as_text()) == 7 * 2 * 5 * 6 * 6 + 2 * 5 * 6 * 3
+
+
+CONVOLUTIONS = """HloModule jit_step
+
+ENTRY %main (x: f32[8,9,9,4]) -> f32[8,7,7,6] {
+  %x = f32[8,9,9,4]{3,2,1,0} parameter(0)
+  %w = f32[3,3,4,6]{3,2,1,0} parameter(1)
+  %y = (f32[8,7,7,6]{3,2,1,0}, u8[0]{0}) custom-call(%x, %w), window={size=3x3}, dim_labels=b01f_01io->b01f, \
+custom_call_target="__cudnn$convForward"
+  %g = f32[8,7,7,6]{3,2,1,0} get-tuple-element(%y), index=0
+  %dx = (f32[8,9,9,4]{3,2,1,0}, u8[0]{0}) custom-call(%g, %w), window={size=3x3}, dim_labels=b01f_01io->b01f, \
+custom_call_target="__cudnn$convBackwardInput"
+  %dw = (f32[3,3,4,6]{3,2,1,0}, u8[0]{0}) custom-call(%x, %g), window={size=3x3}, dim_labels=b01f_01io->b01f, \
+custom_call_target="__cudnn$convBackwardFilter"
+  ROOT %out = f32[8,7,7,6]{3,2,1,0} get-tuple-element(%y), index=0
+}
+"""
+
+
+def test_convolutions_by_hand_forward_and_backward():
+    assert hlo.matmul_flops(CONVOLUTIONS) == 3 * 2 * (8 * 7 * 7 * 6) * (3 * 3 * 4)
+
+
+def test_a_compiled_convolution():
+    def layer(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    compiled = jax.jit(layer).lower(jnp.ones((8, 9, 9, 4)), jnp.ones((3, 3, 4, 6))).compile()
+    assert hlo.matmul_flops(compiled.as_text()) == 2 * (8 * 7 * 7 * 6) * (3 * 3 * 4)
+
+
+def test_units_say_what_runs_where_it_was_traced():
+    def step(x, w):
+        return jax.lax.scan(lambda x, _: (vision.space_to_depth(jnp.sin(x @ w), 2).reshape(x.shape), None), x, length=7)
+
+    compiled = jax.jit(step).lower(jnp.ones((1, 4, 4, 6)), jnp.ones((6, 6))).compile()
+    units = hlo.units(compiled.as_text()).values()
+    assert [unit.looped for unit in units if unit.product and unit.opcode == "dot"] == [True]
+    assert any(unit.function == "vision.space_to_depth" and unit.looped for unit in units)
 
 
 def test_other_text_is_refused():

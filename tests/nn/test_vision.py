@@ -9,6 +9,8 @@ from bitagent_jax.nn.vision import (
     ENCODERS,
     ConvDecoder,
     ConvEncoder,
+    convolution,
+    convolve,
     depth_to_space,
     space_to_depth,
     windows,
@@ -41,6 +43,16 @@ def as_kernel4(weight, outputs):
 def silu_norm(x):
     x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
     return x * jax.nn.sigmoid(x)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_convolution_is_the_product_of_windows(size):
+    layer = nnx.Linear(size * size * 5, 7, rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.arange(7.0)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8, 5))
+    expected = layer(windows(x, size))
+    np.testing.assert_allclose(convolution(layer, x, size), expected, atol=1e-5)
+    np.testing.assert_array_equal(convolve(layer, x, size), expected)  # this is a CPU
 
 
 def test_conv_encoder_is_four_k4_stride_2_convolutions():

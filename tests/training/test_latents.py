@@ -8,35 +8,19 @@ from flax import nnx
 from bitagent_jax.agent.joint import as_observed, make_train_step
 from bitagent_jax.agent.state import build, init_state
 from bitagent_jax.config import make_config, validate
-from bitagent_jax.data.embeddings import write_embedding
-from bitagent_jax.data.episodes import list_episodes, write_episode
-from bitagent_jax.data.records import open_records
+from bitagent_jax.data.episodes import list_episodes
 from bitagent_jax.data.replay import Replay, load_folder
 from bitagent_jax.training.latents import Latents
 
 EMBED, ACTIONS, FINGERPRINT = 16, 2, "0123456789abcdef"
 
 
-def write(folder, rows, number):
-    rng, at = np.random.default_rng(number), np.arange(rows)
-    arrays = {
-        "image": rng.integers(0, 256, (rows, 64, 64, 3), dtype=np.uint8),
-        "action": rng.uniform(-1, 1, (rows, ACTIONS)).astype(np.float32),
-        "reward": np.zeros(rows, np.float32),
-        "is_first": at == 0,
-        "is_last": at == rows - 1,
-    }
-    path = write_episode(folder, arrays, {"label": "walk"}, name=f"{number}")
-    unit = np.eye(EMBED)[rng.integers(EMBED, size=rows)]
-    write_embedding(open_records(path), FINGERPRINT, unit, at >= 7)
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, write_rows):
     """Two episodes of different lengths in a replay, an agent, and their latents."""
     folder = tmp_path_factory.mktemp("episodes")
     for number, rows in enumerate((30, 150)):
-        write(folder, rows, number)
+        write_rows(folder, rows, number)
     config = make_config("walker", "debug,frozen_world_model")
     config.train.batch, config.train.stage1_steps = 4, 0
     validate(config)
@@ -76,7 +60,7 @@ def test_each_row_remembers_its_episode_from_the_first(made):
         np.testing.assert_allclose(kept["deter"], deter[0], atol=2e-3)
 
 
-def test_new_episodes_are_added_and_others_stay_bit_for_bit(made, tmp_path):
+def test_new_episodes_are_added_and_others_stay_bit_for_bit(made, write_rows, tmp_path):
     config, graph, state, _, latents, folder = made
     replay = Replay(200, embed_dim=EMBED)
     load_folder(folder, replay, fingerprint=FINGERPRINT)
@@ -85,7 +69,7 @@ def test_new_episodes_are_added_and_others_stay_bit_for_bit(made, tmp_path):
     for path, rows in latents._rows.items():
         for name in ("deter", "stoch"):
             np.testing.assert_array_equal(other._rows[path][name], rows[name])
-    write(tmp_path, 40, 7)  # beyond the capacity: the oldest leaves
+    write_rows(tmp_path, 40, 7)  # beyond the capacity: the oldest leaves
     load_folder(tmp_path, replay, fingerprint=FINGERPRINT)
     other.update(state.params)
     assert list(other._rows) == [list_episodes(folder)[1], *list_episodes(tmp_path)]
