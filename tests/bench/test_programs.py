@@ -31,16 +31,22 @@ def options(command):
 
 
 def test_step_reports_everything(command, capsys):
-    cli.main(["bench", "step", "--preset", "debug", "--batch", "2", "4", "--repeats", "2", *options(command)])
+    asked = ["--preset", "debug", "--batch", "2", "4", "--repeats", "2", "--profile", *options(command)]
+    cli.main(["bench", "step", *asked])
     shown = capsys.readouterr().out
-    small, large = lines(shown)
+    small, large, *places = lines(shown)
     assert [row["batch x length"] for row in (small, large)] == ["2 x 8", "4 x 8"]
-    assert shown.count("\n| stage 1") == 2 and not [name for name, value in large.items() if value is None]
+    assert shown.count("\n| stage 1") == 2 + len(places) and not [name for name, value in large.items() if value is None]
     assert {"processor", "versions", "preset", "dtype", "matmul peak (GFLOP/s)", "device"} <= large.keys()
     assert large["GFLOP"] == pytest.approx(2 * small["GFLOP"], rel=0.1) and large["GFLOP"] > 0.01
     assert 0 < small["memory (GiB)"] < large["memory (GiB)"] < large["peak memory (GiB)"]
     assert large["min"] <= large["step (ms)"] <= large["max"] and 0 < large["of peak"] < 1
     assert large["frames/s"] == pytest.approx(4 * 8 / large["step (ms)"] * 1e3)
+    parts = {row["in"]: row for row in places}
+    decoder = parts["world_model.WorldModel.decode"]
+    assert decoder["ms"] > decoder["in products"] > 0 and decoder["in loops"] == 0
+    assert parts["dynamics.Dynamics.gates"]["in loops"] > 0
+    assert 0 < parts["nothing ran"]["share"] < 1 and places[0]["bench"] == "step profile"
 
 
 def test_compile_only_does_not_run(config, monkeypatch):
@@ -72,6 +78,10 @@ def test_loader_compares_with_the_step(config, tmp_path, monkeypatch):
     assert two["x the step (at least 5 wanted)"] == pytest.approx(2 * two["batches/s"]) and two["batches/s"] > 0
     alone = lines(loader.bench(config, "debug", tmp_path, seconds=0.01, repeats=1, with_step=False))
     assert {row["step of stage 1 (ms)"] for row in alone} == {None} and alone[0]["threads"] == 1
+    monkeypatch.setattr(loader, "fits", lambda replay, share: True)
+    asked = dict(threads=(1,), seconds=0.01, repeats=1, with_step=False)
+    host, device = lines(loader.bench(config, "debug", tmp_path, **asked))
+    assert device["threads"] == "none: in the devices' memory" and device["batches/s"] > 0 == host["threads"] - 1
 
 
 def test_encoder_times_each_kind():
