@@ -36,7 +36,8 @@ def test_step_reports_everything(command, capsys):
     shown = capsys.readouterr().out
     small, large, *places = lines(shown)
     assert [row["batch x length"] for row in (small, large)] == ["2 x 8", "4 x 8"]
-    assert shown.count("\n| stage 1") == 2 + len(places) and not [name for name, value in large.items() if value is None]
+    assert shown.count("\n| stage 1") == 2 + len(places)
+    assert not [name for name, value in large.items() if value is None]
     assert {"processor", "versions", "preset", "dtype", "matmul peak (GFLOP/s)", "device"} <= large.keys()
     assert large["GFLOP"] == pytest.approx(2 * small["GFLOP"], rel=0.1) and large["GFLOP"] > 0.01
     assert 0 < small["memory (GiB)"] < large["memory (GiB)"] < large["peak memory (GiB)"]
