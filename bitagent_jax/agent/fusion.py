@@ -31,14 +31,15 @@ class Fusion(nnx.Module):
     """``f_TAMF(e_v, s, tau)``: the feature that actor, critic and semantic decoder read.
 
     ``kind`` selects the paper's module (``tamf``), one linear layer of ``[e_v; s; tau]`` (``concat``) or of
-    ``[s; tau]`` (``none``, a policy on the world model's state alone).  With ``skip`` the state itself follows the
-    fused part: a narrow ``z`` that only the semantics train forgets what the state says of the body's motion.
+    ``[s; tau]`` (``none``, a policy on the world model's state alone).  With ``skip`` the state and the task follow the
+    fused part: a narrow ``z`` that only the semantics train forgets what the state says of the body's motion, and
+    ``tau`` reaches ``z`` by one number a layer.
     """
 
     def __init__(self, config, embed: int, features: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.kind, self.layers, self.width, self.embed = config.kind, config.layers, config.width, embed
         self.skip, width = config.skip, config.width
-        self.outputs = width + (features if self.skip else 0)
+        self.outputs = width + (features + embed if self.skip else 0)
         inputs = features + (embed if self.kind != "none" else 0) + (embed if self.kind != "tamf" else 0)
         self.fuse = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
         self.missing = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (embed,)))
@@ -56,7 +57,7 @@ class Fusion(nnx.Module):
         hidden = nnx.gelu(self.gate_in(self.gate_norm(task)))
         return nnx.sigmoid(self.gate_out(hidden).astype(jnp.float32))
 
-    def __call__(self, embedding, has, state, task) -> jax.Array:
+    def __call__(self, embedding, has, state, task, learn_gates: bool = True) -> jax.Array:
         """Fuse.
 
         Args:
@@ -64,20 +65,24 @@ class Fusion(nnx.Module):
             has: bool ``[...]``, or None when no row has an embedding.
             state: world-model feature ``[..., F]``.
             task: unit ``tau [..., D]``.
+            learn_gates: False where ``tau`` has nothing to do with what is learned.
 
         Returns:
-            ``z [..., W]``, layer-normalised; with ``skip`` ``[z; s] [..., W + F]``.
+            ``z [..., W]``, layer-normalised; with ``skip`` ``[z; s; tau] [..., W + F + D]``.
         """
         shape = (*state.shape[:-1], self.embed)
         missing = jnp.broadcast_to(self.missing[...], shape)
         scaled = missing if has is None else jnp.where(has[..., None], embedding * self.embed**0.5, missing)
         task = jnp.broadcast_to(task, shape)
+        loud = task * self.embed**0.5
         if self.kind == "tamf":
-            fused = self.norm(self._layers(self.fuse(jnp.concatenate([scaled, state], -1)), self.gates(task)))
+            gates = self.gates(task) if learn_gates else jax.lax.stop_gradient(self.gates(task))
+            fused = self.norm(self._layers(self.fuse(jnp.concatenate([scaled, state], -1)), gates))
         else:
             parts = [scaled] if self.kind == "concat" else []
-            fused = self.norm(self.fuse(jnp.concatenate([*parts, state, task * self.embed**0.5], -1)))
-        return jnp.concatenate([fused, state.astype(fused.dtype)], -1) if self.skip else fused
+            fused = self.norm(self.fuse(jnp.concatenate([*parts, state, loud], -1)))
+        beside = [x.astype(fused.dtype) for x in (state, loud)] if self.skip else []
+        return jnp.concatenate([fused, *beside], -1)
 
     def _layers(self, z, gates):
         for i in range(self.layers):

@@ -113,10 +113,11 @@ def test_a_task_is_broadcast_over_time():
 
 
 @pytest.mark.parametrize("kind", ["tamf", "concat", "none"])
-def test_with_skip_the_state_follows_the_fused_part(kind):
+def test_with_skip_state_and_task_follow_the_fused_part(kind):
     plain, skipping, (embedding, state, tau) = make(kind), make(kind, skip=True), inputs()
     has = jnp.ones(5, bool)
     got = skipping(embedding, has, state, tau)
     np.testing.assert_array_equal(got[:, :WIDTH], plain(embedding, has, state, tau))
-    np.testing.assert_array_equal(got[:, WIDTH:], state)
-    assert (plain.outputs, skipping.outputs) == (WIDTH, WIDTH + STATE)
+    np.testing.assert_array_equal(got[:, WIDTH : WIDTH + STATE], state)
+    np.testing.assert_array_equal(got[:, WIDTH + STATE :], tau * EMBED**0.5)
+    assert (plain.outputs, skipping.outputs) == (WIDTH, WIDTH + STATE + EMBED)

@@ -114,6 +114,12 @@ def test_the_backward_path_reaches_the_mllm_side(natural):
     assert largest(natural["jbo"]["adapter"]) > 1e-8 and largest(natural["jbo"]["fusion"]) > 1e-8
 
 
+def test_gates_learn_what_a_task_is_from_its_reward_and_not_to_ignore_it_from_clips(natural):
+    gates = lambda loss: {n: v for n, v in natural[loss]["fusion"].items() if n.startswith("gate")}  # noqa: E731
+    assert gates("semantic").keys() == {"gate_norm", "gate_in", "gate_out"}
+    assert largest(gates("semantic")) == 0 and all(largest(leaf) > 0 for leaf in gates("jbo").values())
+
+
 def test_the_actor_learns_through_the_dynamics(natural):
     assert largest(natural["jbo"]["actor"]) > 1e-8  # the reward alone, which only imagined states carry
 
