@@ -45,6 +45,8 @@ NOT_NEGATIVE = (
     "optim.refine",
 )  # fmt: skip
 
+SHARES = ("optim.cooldown", "fusion.semantic_dropout", "compute.data_share")
+
 
 def defaults() -> ConfigDict:
     """Return the locked config at the paper's size (batch 64, length 32, RSSM 1024, CNN depth 48)."""
@@ -106,6 +108,8 @@ def defaults() -> ConfigDict:
                 "width": 1024,  # [D]
                 "layer_scale": 0.01,  # [D]
                 "skip": False,  # [D] show actor and critic the state beside the fused feature
+                "skip_task": False,  # [D] and the task
+                "gates_learn_semantic": False,  # [D] from clips told a drawn task
                 "semantic_dropout": 0.5,  # [D] rate of hiding e_v, so that f_dec must predict it
             },
             "task_imagination": {
@@ -185,8 +189,12 @@ def defaults() -> ConfigDict:
 LATER = (
     "explore.", "mllm.adapter_rank", "fusion.skip", "behavior.regression", "joint.relation", "joint.warmup",
     "joint.jbo_reaches_adapter", "optim.kind", "optim.refine", "optim.cooldown", "compute.data_share",
+    "fusion.skip_task",
 )  # fmt: skip
-"""How fields begin that runs of earlier versions lack; their defaults are what those versions did."""
+"""How fields begin that runs of earlier versions lack; their defaults learn what those versions did."""
+
+EARLIER = {"fusion.gates_learn_semantic": True}
+"""Fields that they lack too, with what those versions did."""
 
 
 def default_tasks(body: str) -> tuple[str, ...]:
@@ -275,17 +283,14 @@ def _check_lengths(config: ConfigDict) -> None:
     narrow, first = config.behavior.min_std, config.behavior.init_std
     if not 0 <= narrow < first < 1:
         raise ValueError(f"config.behavior.init_std={first} is not between config.behavior.min_std={narrow} and 1")
-    if not 0 <= config.optim.cooldown <= 1:
-        raise ValueError(f"config.optim.cooldown={config.optim.cooldown} is no share of a stage, 0 to 1")
     if config.env.size != SIZE:
         raise ValueError(f"config.env.size={config.env.size} is not {SIZE}, the pixels that the world model decodes")
-    if not 0 <= config.compute.data_share <= 1:
-        raise ValueError(f"config.compute.data_share={config.compute.data_share} is no share of memory, 0 to 1")
-    if not 0 <= config.fusion.semantic_dropout <= 1:
-        raise ValueError(f"config.fusion.semantic_dropout={config.fusion.semantic_dropout} is no rate, 0 to 1")
     if config.explore.heads < 2:
         raise ValueError(f"config.explore.heads={config.explore.heads} cannot disagree: at least 2 are needed")
     flat = flatten(config)
+    for field in SHARES:
+        if not 0 <= flat[field] <= 1:
+            raise ValueError(f"config.{field}={flat[field]} is no share, 0 to 1")
     for least, fields in ((1, POSITIVE), (0, NOT_NEGATIVE)):
         for field in fields:
             if flat[field] < least:
@@ -316,7 +321,7 @@ def save(config: ConfigDict, path: Path) -> None:
 def read(path: Path) -> ConfigDict:
     """Read a config written by :func:`save`, and register its body if it is one of the user's own.
 
-    What runs of earlier versions do not hold, ``LATER``, gets its defaults.
+    What runs of earlier versions do not hold gets the defaults (``LATER``), or what they did (``EARLIER``).
 
     Raises:
         ValueError: if the file holds a field this version does not know, or lacks one.
@@ -330,8 +335,10 @@ def read(path: Path) -> ConfigDict:
     for key in stored:
         if key not in known:
             raise errors.unknown(f"config field in {path}", key, known)
-    if missing := sorted(name for name in known.keys() - stored.keys() if not name.startswith(LATER)):
+    absent = known.keys() - stored.keys() - EARLIER.keys()
+    if missing := sorted(name for name in absent if not name.startswith(LATER)):
         raise ValueError(f"{path} lacks the config fields {', '.join(missing)}")
+    config.update_from_flattened_dict(EARLIER)
     config.update_from_flattened_dict({key: _tuples(value) for key, value in stored.items()})
     if config.custom.factory:
         register.restore(config.body, config.custom.to_dict())

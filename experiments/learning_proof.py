@@ -4,8 +4,11 @@
 
 Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then 47 minutes for two runs side by side,
 pinned to a core each (one alone on both cores was not timed).  Each run and the collection continue when called again,
-and what is in the results is not done again, so that the runs can be spread over days and machines.  Every variant and
-seed learns from the same episodes, collected by `bitagent collect --mix zoo`, without rewards or labels:
+and what is in the results is not done again, so that the runs can be spread over days and machines.  Other sizes
+(``--presets paper,short,bf16``), ``--steps`` and ``--episodes`` need a folder of ``--results`` of their own.
+
+Every variant and seed learns from the same episodes, collected by `bitagent collect --mix zoo`, without rewards or
+labels:
 
     full      the method
     genrl     no fusion, no L_MLLM, no L_JBO (the ablation `genrl` of the config)
@@ -175,6 +178,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("the curves need matplotlib: pip install -e '.[plots]'")
+    usual = given.presets == "cpu" and tuple(given.steps) == STEPS and given.episodes == DATA["episodes"]
+    if given.results == RESULTS and not usual:
+        parser.error("other presets, steps or episodes are another experiment: give --results a folder of its own")
     store = given.results / "learning_proof.json"
     results = json.loads(store.read_text()) if store.exists() else {}
     given.results.mkdir(parents=True, exist_ok=True)

@@ -184,12 +184,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", type=int, choices=(32, 16), default=32)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args(argv)
-    if missing := [name for name in (*CONFIGS, "agent/genrl.py") if not (args.clone / name).exists()]:
+    needed = (*CONFIGS, "agent/genrl.py", "agent/genrl.yaml")
+    if missing := [name for name in needed if not (args.clone / name).exists()]:
         parser.error(f"{args.clone} is no clone of the original: it has no {', '.join(missing)}")
     if min(*args.batch, args.repeats, 1 if args.threads is None else args.threads) < 1:
         parser.error("--batch, --repeats and --threads must be at least 1")
     if args.length < 16 or args.length % 8:
         parser.error(f"--length must be a multiple of 8, at least 16, got {args.length}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no CUDA device")
     if args.precision == 16 and args.device == "cpu":
         parser.error("--precision 16 needs --device cuda: the original's autocast is CUDA's")
     return args

@@ -31,15 +31,15 @@ class Fusion(nnx.Module):
     """``f_TAMF(e_v, s, tau)``: the feature that actor, critic and semantic decoder read.
 
     ``kind`` selects the paper's module (``tamf``), one linear layer of ``[e_v; s; tau]`` (``concat``) or of
-    ``[s; tau]`` (``none``, a policy on the world model's state alone).  With ``skip`` the state and the task follow the
-    fused part: a narrow ``z`` that only the semantics train forgets what the state says of the body's motion, and
-    ``tau`` reaches ``z`` by one number a layer.
+    ``[s; tau]`` (``none``, a policy on the world model's state alone).  With ``skip`` the state follows the fused
+    part, for a narrow ``z`` that only the semantics train forgets what the state says of the body's motion; with
+    ``skip_task`` also the task, of which ``z`` holds one number a layer.
     """
 
     def __init__(self, config, embed: int, features: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.kind, self.layers, self.width, self.embed = config.kind, config.layers, config.width, embed
-        self.skip, width = config.skip, config.width
-        self.outputs = width + (features + embed if self.skip else 0)
+        self.skip, self.skip_task, width = config.skip, config.skip_task, config.width
+        self.outputs = width + features * self.skip + embed * self.skip_task
         inputs = features + (embed if self.kind != "none" else 0) + (embed if self.kind != "tamf" else 0)
         self.fuse = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
         self.missing = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (embed,)))
@@ -68,21 +68,21 @@ class Fusion(nnx.Module):
             learn_gates: False where ``tau`` has nothing to do with what is learned.
 
         Returns:
-            ``z [..., W]``, layer-normalised; with ``skip`` ``[z; s; tau] [..., W + F + D]``.
+            ``z [..., W]``, layer-normalised, followed by ``s`` and ``tau`` where ``skip`` and ``skip_task`` say so.
         """
         shape = (*state.shape[:-1], self.embed)
         missing = jnp.broadcast_to(self.missing[...], shape)
         scaled = missing if has is None else jnp.where(has[..., None], embedding * self.embed**0.5, missing)
         task = jnp.broadcast_to(task, shape)
-        loud = task * self.embed**0.5
+        scaled_task = task * self.embed**0.5
         if self.kind == "tamf":
             gates = self.gates(task) if learn_gates else jax.lax.stop_gradient(self.gates(task))
             fused = self.norm(self._layers(self.fuse(jnp.concatenate([scaled, state], -1)), gates))
         else:
             parts = [scaled] if self.kind == "concat" else []
-            fused = self.norm(self.fuse(jnp.concatenate([*parts, state, loud], -1)))
-        beside = [x.astype(fused.dtype) for x in (state, loud)] if self.skip else []
-        return jnp.concatenate([fused, *beside], -1)
+            fused = self.norm(self.fuse(jnp.concatenate([*parts, state, scaled_task], -1)))
+        skipped = [state] * self.skip + [scaled_task] * self.skip_task
+        return jnp.concatenate([fused, *(x.astype(fused.dtype) for x in skipped)], -1)
 
     def _layers(self, z, gates):
         for i in range(self.layers):

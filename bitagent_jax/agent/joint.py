@@ -123,7 +123,8 @@ def semantic_losses(
 ) -> tuple[dict, dict]:
     """Return the losses of the MLLM side, each ``[B, T]``, and metrics.
 
-    The gates do not learn from ``semantic``: a clip's task is drawn, so that they would learn to leave it out.
+    Unless ``fusion.gates_learn_semantic``, gates do not learn from ``semantic``: its tasks are drawn, whatever the clip
+    shows, so that they would learn to leave the task out.
 
     Args:
         agent: the modules.
@@ -139,7 +140,7 @@ def semantic_losses(
     embedding = agent.adapt(frozen)
 
     shown = has & ~jax.random.bernoulli(hide_key, config.fusion.semantic_dropout, has.shape)
-    decoded = agent.semantic(agent.fusion(embedding, shown, state, task[:, None], learn_gates=False))
+    decoded = agent.semantic(agent.fusion(embedding, shown, state, task[:, None], config.fusion.gates_learn_semantic))
     losses["semantic"] = masked(squared(embedding - decoded), has)
 
     noised = add_noise(noise_key, jax.lax.stop_gradient(embedding), config.mllm.aligner_noise)

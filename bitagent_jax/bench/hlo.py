@@ -12,6 +12,8 @@ from typing import NamedTuple
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others end in their bits
 
+PACKAGE = f"{Path(__file__).parents[1]}/"
+
 _CALLS = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -111,13 +113,22 @@ def _product(op: Op, types: dict[str, str]) -> int:
 
 
 def _convolution(op: Op, types: dict[str, str]) -> int:
-    """Each element of the layer's output takes a whole kernel of one output channel, forward and backward."""
+    """Count the products of a layer's output elements with a whole kernel of one output channel each.
+
+    Forward, for the input's gradient and for the kernel's that is the same number. Which of them a convolution without
+    cuDNN's name is, is not known: the padding of an input's gradient makes its result the larger side.
+    """
     (_, left), (_, right) = (_shapes(types[name])[0] for name in op.operands[:2])
     _, result = _shapes(op.type)[0]
-    output, kernel = (right, result) if "BackwardFilter" in op.rest else (result, right)
-    output = left if "BackwardInput" in op.rest else output
-    channels = kernel[re.search(r"dim_labels=\w+_(\w+)->", op.rest).group(1).index("o")]
-    return math.prod(output) * math.prod(kernel) // channels
+    labels = re.search(r"dim_labels=\w+_(\w+)->", op.rest).group(1)
+    per = lambda side, kernel, axis: math.prod(side) * math.prod(kernel) // kernel[labels.index(axis)]  # noqa: E731
+    if "BackwardFilter" in op.rest:
+        return per(right, result, "o")
+    if "BackwardInput" in op.rest:
+        return per(left, right, "o")
+    if op.opcode == "convolution":
+        return min(per(result, right, "o"), per(left, right, "i"))
+    return per(result, right, "o")
 
 
 def _executed(text: str) -> Iterator[tuple[Op, int, dict[str, str]]]:
@@ -166,8 +177,8 @@ def _functions(text: str) -> dict[int, str]:
         file = tables["FileNames"][number(place, "file_name_id")]
         function = tables["FunctionNames"][number(place, "function_name_id")].split(".<locals>")[0]
         outer = named.get(number(row, "parent_frame_id") - 1, "")  # parents are counted from 1, 1 being none
-        inner = f"{Path(file).stem}.{function}" if "/bitagent_jax/" in file else ""
-        named[frame] = inner if inner and ("/agent/" in file or not outer) else outer
+        inner = f"{Path(file).stem}.{function}" if file.startswith(PACKAGE) else ""
+        named[frame] = inner if inner and (file.startswith(f"{PACKAGE}agent/") or not outer) else outer
     return named
 
 

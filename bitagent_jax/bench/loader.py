@@ -48,11 +48,11 @@ def bench(
     mesh = sharding.make_mesh(config.compute.fsdp)
     step = _step_seconds(config, repeats) if with_step else None
     place = lambda batch: sharding.place(mesh, {k: v for k, v in batch.items() if k != "reward"})  # noqa: E731
-    sources: dict[int | str, tuple] = {count: (replay, place) for count, replay in replays.items()}
+    sources: dict[int | None, tuple] = {count: (replay, place) for count, replay in replays.items()}
     first = next(iter(replays.values()))
     if fits(first, config.compute.data_share):
-        sources["none: in the devices' memory"] = Resident(first, mesh), lambda batch: batch
-    speeds: dict[int | str, list[float]] = {name: [] for name in sources}
+        sources[None] = Resident(replays[max(replays)], mesh), lambda batch: batch
+    speeds: dict[int | None, list[float]] = {name: [] for name in sources}
     for _ in range(repeats):
         for name, (source, put) in sources.items():
             speeds[name].append(_speed(source, put, config, seconds))
@@ -85,9 +85,10 @@ def _step_seconds(config: ConfigDict, repeats: int) -> float:
     return median(program.time_steps([done], repeats)[0])
 
 
-def _row(threads: int | str, speeds: list[float], config: ConfigDict, step: float | None) -> dict[str, Any]:
+def _row(threads: int | None, speeds: list[float], config: ConfigDict, step: float | None) -> dict[str, Any]:
     speed, frames = median(speeds), config.train.batch * config.train.length
     return {
+        "from": "disk" if threads else "devices",
         "threads": threads,
         "batch x length": f"{config.train.batch} x {config.train.length}",
         "batches/s": speed,

@@ -25,10 +25,12 @@ def programs(
     With ``profiled``, a second table says where the time of each goes.
 
     Raises:
-        ValueError: less than one repeat, or a batch that the devices do not divide.
+        ValueError: less than one repeat, a profile without a run, or a batch that the devices do not divide.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
+    if profiled and compile_only:
+        raise ValueError("--profile runs the programs and --compile-only does not: choose one")
     done = [(config, program.compiled(make())) for config, make in makers]
     rows = [program.static_row(compiled, config) for config, compiled in done]
     told = program.facts(makers[0][0], preset)

@@ -13,7 +13,7 @@ from jax.profiler import ProfileData
 from bitagent_jax.bench import hlo, program
 
 ROWS = 12
-PRODUCTS = re.compile("gemm|nvjet|cutlass|xmma|conv|cudnn", re.IGNORECASE)  # kernels of libraries
+PRODUCTS = re.compile("gemm|nvjet|cutlass|xmma|conv(?!ert)|cudnn", re.IGNORECASE)  # kernels of libraries
 AROUND = ("while", "call", "conditional")  # what runs inside them is recorded too
 
 
@@ -35,7 +35,7 @@ def profile(done: program.Compiled, steps: int = 3) -> list[dict[str, Any]]:
         done = done._replace(executable=lowered.compile({"xla_gpu_enable_command_buffer": ""}))
     units = {key: unit for name, unit in hlo.units(done.executable.as_text()).items() for key in (name, _kernel(name))}
     events = [
-        (units.get(name) or hlo.Unit("", bool(PRODUCTS.search(name)), False, "kernels of libraries"), begun, ended)
+        (units.get(name) or hlo.Unit("", bool(PRODUCTS.search(name)), False, _other(name)), begun, ended)
         for name, begun, ended in _traced(done, steps)
     ]
     events = [event for event in events if event[0].opcode not in AROUND]
@@ -58,6 +58,10 @@ def profile(done: program.Compiled, steps: int = 3) -> list[dict[str, Any]]:
     return table
 
 
+def _other(kernel: str) -> str:
+    return "" if kernel.startswith(("Mem", "mem")) else "kernels of libraries"
+
+
 def _kernel(name: str) -> str:
     """Return what a GPU calls the kernel of an instruction."""
     return re.sub(r"\W", "_", name)
@@ -74,8 +78,10 @@ def _traced(done: program.Compiled, steps: int) -> list[tuple[str, float, float]
             for _ in range(steps):
                 state, _ = done.executable(state, batch)
             jax.block_until_ready(state)
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        planes = list(ProfileData.from_file(str(file)).planes)
+        files = list(Path(folder).rglob("*.xplane.pb"))
+        if len(files) != 1:
+            raise RuntimeError("the profiler wrote no trace")
+        planes = list(ProfileData.from_file(str(files[0])).planes)
         device = [plane for plane in planes if plane.name.startswith("/device:")][:1]
         found = []
         for line in (line for plane in device or planes for line in plane.lines):

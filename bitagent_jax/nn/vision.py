@@ -32,7 +32,7 @@ def windows(x: jax.Array, size: int) -> jax.Array:
 
 
 def convolve(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
-    """Apply a linear layer to every ``size x size`` neighbourhood, by what is fastest on the default device.
+    """Apply a linear layer to every ``size x size`` neighbourhood, by what is fastest on the default backend.
 
     On CPU one matrix product of :func:`windows`; elsewhere a convolution, which does not write them to memory.
     """
@@ -41,7 +41,7 @@ def convolve(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
 
 def convolution(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
     """Compute ``layer(windows(x, size))`` as a convolution."""
-    x, kernel, bias = nnx.nn.dtypes.promote_dtype((x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype)
+    x, kernel, bias = layer.promote_dtype((x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype)
     kernel = kernel.reshape(size, size, x.shape[-1], -1)
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
 

@@ -11,8 +11,10 @@ from bitagent_jax.agent.fusion import Expert, Fusion
 EMBED, STATE, WIDTH, LAYERS = 4, 3, 6, 2
 
 
-def make(kind="tamf", layers=LAYERS, scale=0.5, width=WIDTH, skip=False):
-    settings = types.SimpleNamespace(kind=kind, layers=layers, width=width, layer_scale=scale, skip=skip)
+def make(kind="tamf", layers=LAYERS, scale=0.5, width=WIDTH, skip=False, skip_task=False):
+    settings = types.SimpleNamespace(
+        kind=kind, layers=layers, width=width, layer_scale=scale, skip=skip, skip_task=skip_task
+    )
     return Fusion(settings, EMBED, STATE, rngs=nnx.Rngs(0))
 
 
@@ -113,11 +115,11 @@ def test_a_task_is_broadcast_over_time():
 
 
 @pytest.mark.parametrize("kind", ["tamf", "concat", "none"])
-def test_with_skip_state_and_task_follow_the_fused_part(kind):
-    plain, skipping, (embedding, state, tau) = make(kind), make(kind, skip=True), inputs()
+@pytest.mark.parametrize("skip, skip_task", [(True, False), (False, True), (True, True)])
+def test_state_and_task_follow_the_fused_part_where_they_skip_it(kind, skip, skip_task):
+    plain, skipping, (embedding, state, tau) = make(kind), make(kind, skip=skip, skip_task=skip_task), inputs()
     has = jnp.ones(5, bool)
     got = skipping(embedding, has, state, tau)
-    np.testing.assert_array_equal(got[:, :WIDTH], plain(embedding, has, state, tau))
-    np.testing.assert_array_equal(got[:, WIDTH : WIDTH + STATE], state)
-    np.testing.assert_array_equal(got[:, WIDTH + STATE :], tau * EMBED**0.5)
-    assert (plain.outputs, skipping.outputs) == (WIDTH, WIDTH + STATE + EMBED)
+    beside = [state] * skip + [tau * EMBED**0.5] * skip_task
+    np.testing.assert_array_equal(got, jnp.concatenate([plain(embedding, has, state, tau), *beside], -1))
+    assert plain.outputs == WIDTH and skipping.outputs == got.shape[1]

@@ -88,6 +88,18 @@ def test_a_compiled_convolution():
     assert hlo.matmul_flops(compiled.as_text()) == 2 * (8 * 7 * 7 * 6) * (3 * 3 * 4)
 
 
+def test_a_compiled_convolution_and_its_gradients():
+    def gradients(x, w, g):
+        def layer(x, w):
+            return jax.lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        return jax.vjp(layer, x, w)[1](g)
+
+    shapes = (8, 9, 9, 4), (3, 3, 4, 6), (8, 7, 7, 6)
+    compiled = jax.jit(gradients).lower(*map(jnp.ones, shapes)).compile()
+    assert hlo.matmul_flops(compiled.as_text()) == 2 * 2 * (8 * 7 * 7 * 6) * (3 * 3 * 4)
+
+
 def test_units_say_what_runs_where_it_was_traced():
     def step(x, w):
         return jax.lax.scan(lambda x, _: (vision.space_to_depth(jnp.sin(x @ w), 2).reshape(x.shape), None), x, length=7)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bitagent_jax.nn import vision
 from bitagent_jax.nn.vision import (
     DECODERS,
     ENCODERS,
     ConvDecoder,
     ConvEncoder,
     convolution,
-    convolve,
     depth_to_space,
     space_to_depth,
     windows,
@@ -50,9 +50,20 @@ def test_a_convolution_is_the_product_of_windows(size):
     layer = nnx.Linear(size * size * 5, 7, rngs=nnx.Rngs(0))
     layer.bias[...] = jnp.arange(7.0)
     x = jax.random.normal(jax.random.key(0), (2, 6, 8, 5))
-    expected = layer(windows(x, size))
-    np.testing.assert_allclose(convolution(layer, x, size), expected, atol=1e-5)
-    np.testing.assert_array_equal(convolve(layer, x, size), expected)  # this is a CPU
+    np.testing.assert_allclose(convolution(layer, x, size), layer(windows(x, size)), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, near", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)])
+@pytest.mark.parametrize("make", [ENCODERS["conv"], *DECODERS.values()])
+def test_networks_of_convolutions_are_those_of_products(make, dtype, near, monkeypatch):
+    decodes = make in DECODERS.values()
+    net = make(*([10] if decodes else []), 6, dtype=dtype, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (3, 10) if decodes else (3, 64, 64, 3))
+    products = net(x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(vision, "windows", None)
+    assert products.dtype == dtype
+    np.testing.assert_allclose(net(x).astype(jnp.float32), products.astype(jnp.float32), atol=near)
 
 
 def test_conv_encoder_is_four_k4_stride_2_convolutions():

@@ -60,6 +60,18 @@ def test_a_run_draws_the_same_batches_from_either(replay):
     jax.tree.map(np.testing.assert_array_equal, *drawn)
 
 
+def test_stage_2_from_latents_frees_the_memory(replay):
+    config = make_config("walker", "debug,frozen_world_model")
+    latents = SimpleNamespace(update=lambda params: None, sample=lambda *_: {})
+    run = SimpleNamespace(
+        config=config, replay=replay, mesh=None, step=3, _resident=object(), _mine=None, _place=lambda batch: batch,
+        _latents=latents, state=SimpleNamespace(params={}),
+    )  # fmt: skip
+    with session.Session.loader(run, 2) as loader:
+        assert next(loader) == {}
+    assert run._resident is None
+
+
 def test_online_collection_leaves_the_data_on_the_host(replay, monkeypatch):
     monkeypatch.setattr(session, "fits", lambda replay, share: share == 0.5)
     run = SimpleNamespace(config=make_config("walker", "debug"), replay=replay)
