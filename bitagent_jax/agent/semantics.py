@@ -116,6 +116,8 @@ def mean_similarity(x: jax.Array) -> jax.Array:
 def make_probe(graph: nnx.GraphDef, prompts: jax.Array) -> Callable[[dict, dict], dict[str, jax.Array]]:
     """Build ``probe(params, batch) -> metrics``: has the MLLM side collapsed, or drifted from the frozen encoder?
 
+    And do the gates of fusion still tell the tasks apart: the largest difference between two tasks at any layer.
+
     Too dear for every step (a singular value decomposition), so that it is called when metrics are logged.
 
     Args:
@@ -135,6 +137,8 @@ def make_probe(graph: nnx.GraphDef, prompts: jax.Array) -> Callable[[dict, dict]
         if len(prompts) > 1:
             out["aligner/text_similarity"] = mean_similarity(agent.aligner(prompts))
             out["aligner/text_similarity_frozen"] = mean_similarity(prompts)
+            if agent.fusion.kind == "tamf":
+                out["fusion/gate_range"] = jnp.max(jnp.ptp(agent.fusion.gates(prompts), axis=0))
         return out
 
     return probe

@@ -82,6 +82,9 @@ def test_the_probe_reads_the_frozen_encoder_at_step_0_and_sees_a_collapse(tiny, 
     out = params["adapter"]["mlp"]["out"] | {"bias": bias}
     after = probe(params | {"adapter": {"mlp": params["adapter"]["mlp"] | {"out": out}}}, batch)
     assert after["adapter/effective_rank"] < 1.1 and set(after) == set(before)
+    dead = params["fusion"]["gate_in"] | {"bias": params["fusion"]["gate_in"]["bias"] - 100.0}
+    blind = probe(params | {"fusion": params["fusion"] | {"gate_in": dead}}, batch)
+    assert before["fusion/gate_range"] > 1e-3 and blind["fusion/gate_range"] == 0
     lone = jax.eval_shape(semantics.make_probe(graph, prompts[:1]), params, batch)
     assert set(lone) == {"adapter/effective_rank", "adapter/effective_rank_frozen"}
 
