@@ -31,8 +31,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bitagent_jax.config import make_config
-from bitagent_jax.envs.tasks import TASKS, tasks_of
-from bitagent_jax.evaluation import rollouts, scores
+from bitagent_jax.envs.tasks import TASKS, normalised_score, tasks_of
+from bitagent_jax.evaluation import rollouts
 from bitagent_jax.evaluation.gather import gather
 from bitagent_jax.inference import load
 from bitagent_jax.training.checkpoint import Checkpoints
@@ -105,8 +105,7 @@ def score(run: Path, step: int, episodes: int) -> dict[str, list[float]]:
 
 def normalised(returns: dict[str, list[float]]) -> dict[str, list[float]]:
     """Put returns on GenRL's scale: 0 random, 1 expert."""
-    scale = {name: (TASKS[name].random_score, TASKS[name].expert_score) for name in returns}
-    return {name: scores.normalise(np.array(values), *scale[name]).tolist() for name, values in returns.items()}
+    return {name: normalised_score(name, values).tolist() for name, values in returns.items()}
 
 
 def random_policy(seed: int) -> dict:
