@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 SAME = """
 import sys, jax, numpy as np
 from bitagent_jax.bench import program
@@ -46,7 +44,6 @@ for fsdp in (1, 4):
 """
 
 
-@pytest.mark.slow
 def test_meshes_of_eight_devices_learn_what_one_does():
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     subprocess.run([sys.executable, "-c", SAME], env=env, timeout=1800, check=True)

@@ -104,7 +104,6 @@ def read_params(folder):
         jax.eval_shape(lambda: init_state(config, init))).params)  # fmt: skip
 
 
-@pytest.mark.slow
 def test_two_processes_die_and_come_back_on_other_devices(command, data, tmp_path):
     settings = command.settings(**{name.replace(".", "__"): value for name, value in FIELDS.items()},
                                 data__folder=data)  # fmt: skip
