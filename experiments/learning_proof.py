@@ -3,9 +3,9 @@
     pip install -e '.[plots]' && python -m experiments.learning_proof runs/proof [--variants full] [--seeds 0 1 2]
 
 Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then 44 to 49 minutes for two runs side by
-side, pinned to a core each (one alone on both cores was not timed).  Each run and the collection continue when called again,
-and what is in the results is not done again, so that the runs can be spread over days and machines.  Other sizes
-(``--presets paper,short,bf16``), ``--steps`` and ``--episodes`` need a folder of ``--results`` of their own.
+side, pinned to a core each (one alone on both cores was not timed).  Each run and the collection continue when called
+again, and what is in the results is not done again, so that the runs can be spread over days and machines.  Other
+sizes (``--presets paper,short,bf16``), ``--steps`` and ``--episodes`` need a folder of ``--results`` of their own.
 
 Every variant and seed learns from the same episodes, collected by `bitagent collect --mix zoo`, without rewards or
 labels:
