@@ -70,11 +70,12 @@ def test_a_run_that_failed_before_it_had_anything_takes_another_config(tmp_path)
 
 @pytest.mark.parametrize("field", RESUMABLE)
 def test_resumable_fields_exist_and_are_updated(tmp_path, field):
+    value = 0.25 if field in config_lib.SHARES else 123
     with RunFolder.open(tmp_path / "run", debug()):
         pass
-    with RunFolder.open(tmp_path / "run", debug(**{field: 123})):
+    with RunFolder.open(tmp_path / "run", debug(**{field: value})):
         pass
-    assert config_lib.flatten(RunFolder.load(tmp_path / "run").config)[field] == 123
+    assert config_lib.flatten(RunFolder.load(tmp_path / "run").config)[field] == value
 
 
 def test_a_stored_field_of_another_version_is_an_error(tmp_path):
