@@ -100,11 +100,16 @@ def _load_config(text: str) -> ConfigDict:
 
 def _train(args, rest) -> None:
     from bitagent_jax.training import sharding
-    from bitagent_jax.training.loops import train
+    from bitagent_jax.training.loops import train, train_seeds
 
     sharding.initialize_distributed()
-    run = train(args.run, parse_config(rest, Path(args.run)))
-    print(f"checkpoints: {run.checkpoints}\nTensorBoard: tensorboard --logdir {run.tensorboard}")
+    path = Path(args.run)
+    if args.seeds:
+        runs = train_seeds(path, parse_config(rest, path / f"seed-{args.seeds[0]}"), args.seeds)
+    else:
+        runs = [train(path, parse_config(rest, path))]
+    print("\n".join(f"checkpoints: {run.checkpoints}" for run in runs))
+    print(f"TensorBoard: tensorboard --logdir {path if args.seeds else runs[0].tensorboard}")
 
 
 def _collect(args, rest) -> None:
@@ -284,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     add["train"].epilog = "Settings: --config=FILE:ARG --config.a.b=value ...; a known run needs none."
     for name in ("quickstart", "train", "evaluate", "imagine"):
         add[name].add_argument("run", help="run folder")
+    add["train"].add_argument("--seeds", nargs="+", type=int, help="train RUN/seed-N of each N, all in one program")
     add["quickstart"].add_argument("--body", default="walker")
     add["quickstart"].add_argument("--preset", default="cpu", help="comma-separated presets and ablations")
     add["collect"].add_argument("folder")

@@ -2,6 +2,8 @@
 
 import logging
 import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -9,12 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from bitagent_jax.agent import visual
 from bitagent_jax.training import sharding
-from bitagent_jax.training.metrics import Metrics, check_finite, progress
+from bitagent_jax.training.metrics import check_finite, progress
 from bitagent_jax.training.run import RunFolder
 from bitagent_jax.training.session import Session, check_inputs
-from bitagent_jax.video import tile
+from bitagent_jax.training.together import Together, common_step, with_seed
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +34,52 @@ def train(path: str | Path, config: ConfigDict) -> RunFolder:
     check_inputs(Path(path), config)
     with RunFolder.open(path, config, primary=primary) as run:
         sharding.enable_compilation_cache(run.cache)
-        session = Session(run)
-        stages = config.train.stage1_steps, config.train.stage1_steps + config.train.stage2_steps
-        with session.checkpoints, Metrics(run.path, session.step) as metrics, _Sigterm() as stop:
-            for stage, until in enumerate(stages, start=1):
-                if session.step < until:
-                    run_stage(session, stage, until, metrics, stop)
-        sharding.wait_for_all("run ended")
+        run_stages(Session(run))
     return run
 
 
-def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: "_Sigterm") -> None:
+def train_seeds(path: str | Path, config: ConfigDict, seeds: Sequence[int]) -> list[RunFolder]:
+    """Train runs that differ in nothing but ``seed``, ``path/seed-N`` each, in one program on one device.
+
+    Each is what ``train`` makes of its config, but for rounding, and can be continued by it; interrupted or asked for
+    more steps, the same call continues all. A small model leaves most of an accelerator idle: several fill it.
+
+    Raises:
+        RunError, ValueError: as of ``train``; also for more than one device, a seed given twice, and runs that are
+            not at the same step.
+    """
+    path = Path(path)
+    if jax.device_count() > 1:
+        raise ValueError(
+            f"several seeds in one program take one device, and here are {jax.device_count()}: show it one (by "
+            "CUDA_VISIBLE_DEVICES=0, for example), or start one run a device as in launch/README.md"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"each seed once, not {list(seeds)}")
+    if (path / "config.json").exists():
+        raise ValueError(f"{path} is a run itself; give the seeds another folder")
+    configs = {path / f"seed-{seed}": with_seed(config, seed) for seed in seeds}
+    for folder, one in configs.items():
+        check_inputs(folder, one)
+    with ExitStack() as stack:
+        runs = [stack.enter_context(RunFolder.open(folder, one)) for folder, one in configs.items()]
+        step = common_step(runs)
+        sharding.enable_compilation_cache(runs[0].cache)
+        run_stages(Together([Session(run, step) for run in runs]))
+    return runs
+
+
+def run_stages(session: "Session | Together") -> None:
+    """Train from where a session is to the end of stage 2, and close it."""
+    first, second = session.config.train.stage1_steps, session.config.train.stage2_steps
+    with session, _Sigterm() as stop:
+        for stage, until in enumerate((first, first + second), start=1):
+            if session.step < until:
+                run_stage(session, stage, until, stop)
+    sharding.wait_for_all("run ended")
+
+
+def run_stage(session: "Session | Together", stage: int, until: int, stop: "_Sigterm") -> None:
     """Update until step ``until``, reporting, saving and collecting at their intervals."""
     every, data = session.config.train, session.config.data
     train_step, probe, step, loader = session.train_step(stage), session.probe(), session.step, session.loader(stage)
@@ -61,36 +97,25 @@ def run_stage(session: Session, stage: int, until: int, metrics: Metrics, stop: 
                 last = step == until or leaving
                 if last or step % every.log_every == 0 or step % every.checkpoint_every == 0:
                     floats = check_finite(step, values | probe(session.state, batch))
-                    metrics.scalars(step, floats | {"stage": stage, "steps_per_second": bar.rate})
+                    session.report(step, floats | {"stage": stage, "steps_per_second": bar.rate})
                     bar.update(0, note=_note(floats))
                 if last or step % every.checkpoint_every == 0:
-                    session.checkpoints.save(step, session.state)
+                    session.save(step)
                 if every.video_every and step % every.video_every == 0:
-                    metrics.video(step, "open_loop", open_loop_video(session, session.with_pictures(batch, step - 1)))
+                    session.film(step, batch)
                 bar.update()
                 if leaving:
-                    session.checkpoints.close()
+                    session.close()
                     sharding.wait_for_all("saved and leaving")  # a process that ends early would end the others
                     raise SystemExit(143)
     finally:
         loader.close()
 
 
-def open_loop_video(session: Session, batch: dict, count: int = 4, context: int = 5) -> np.ndarray:
-    """Draw truth, reconstruction and open-loop prediction of a few sequences: uint8 ``[T, H, W, 3]``."""
-
-    def draw(params, batch):
-        rows = {name: value[:count] for name, value in batch.items()}
-        return visual.open_loop(session.graph, params, rows, context, jax.random.key(0))
-
-    frames = jax.jit(draw, out_shardings=sharding.replicated(session.mesh))(session.state.params, batch)
-    sheets = {name: np.concatenate(np.asarray(value), axis=1) for name, value in frames.items()}
-    return tile(sheets, height=64 * count)
-
-
 def _note(values: dict[str, float]) -> str:
     shown = ("loss/reconstruction", "loss/kl", "imagined/reward")
-    return " ".join(f"{name.split('/')[1]}={values[name]:.3g}" for name in shown if name in values)
+    found = {name: [value for key, value in values.items() if key.endswith(name)] for name in shown}  # of each seed
+    return " ".join(f"{name.split('/')[1]}={np.mean(each):.3g}" for name, each in found.items() if each)
 
 
 class _Sigterm:

@@ -1,12 +1,15 @@
 """Everything a training run needs, built or resumed from its folder: data, model, mesh, checkpoints."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from bitagent_jax.agent import visual
 from bitagent_jax.agent.joint import make_train_step
 from bitagent_jax.agent.semantics import make_probe
 from bitagent_jax.agent.state import TrainState, build, init_state
@@ -27,9 +30,11 @@ from bitagent_jax.policy import Agent, AgentPolicy
 from bitagent_jax.training import sharding
 from bitagent_jax.training.checkpoint import Checkpoints
 from bitagent_jax.training.latents import Latents
+from bitagent_jax.training.metrics import Metrics
 from bitagent_jax.training.resident import Resident, fits
 from bitagent_jax.training.run import RunFolder
 from bitagent_jax.training.told import tell
+from bitagent_jax.video import tile
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +61,15 @@ def check_inputs(path: Path, config: ConfigDict) -> None:
 
 
 class Session:
-    """The parts of one training run; ``state`` is replaced at every update."""
+    """The parts of one training run; ``state`` is replaced at every update. A context manager."""
 
-    def __init__(self, run: RunFolder):
-        """Check the config against devices, collect and embed what data is missing, then build or restore."""
+    def __init__(self, run: RunFolder, step: int | None = None):
+        """Check the config against devices, collect and embed what data is missing, then build or restore.
+
+        Args:
+            run: open for training.
+            step: the checkpoint to go on from, 0 for none; the newest readable one by default.
+        """
         self.run, self.config = run, run.config
         self.mesh = sharding.make_mesh(self.config.compute.fsdp)
         sharding.check_batch(self.mesh, self.config.train.batch)
@@ -67,7 +77,7 @@ class Session:
         self._precomputed = isinstance(self.encoder, Precomputed)
         self.told = tell(run.prompts, sentences(self.config), self.encoder, primary=jax.process_index() == 0)
         self.checkpoints = Checkpoints(run.checkpoints, self.config.train.keep)
-        self._build_state()
+        self._build_state(step)
         self._collect_first()
         self.replay = Replay(self.config.data.capacity, embed_dim=self.encoder.embed_dim)
         self._add(run.episodes)
@@ -77,6 +87,30 @@ class Session:
         self.replay.sample(1, self.config.train.length, np.random.default_rng(0))  # raises if it is too short
         self._latents = Latents(self.replay, self.graph, self.config)
         self._resident: Resident | None = None
+        self._metrics = Metrics(run.path, self.step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish what is being written; safe to call twice."""
+        self.checkpoints.close()
+        self._metrics.close()
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of the present state in the background."""
+        self.checkpoints.save(step, self.state)
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a row of metrics."""
+        self._metrics.scalars(step, values)
+
+    def film(self, step: int, batch: dict[str, jax.Array]) -> None:
+        """Report truth, reconstruction and open-loop prediction of a few sequences of the last update's batch."""
+        self._metrics.video(step, "open_loop", self._open_loop(self._with_pictures(batch, step - 1)))
 
     @property
     def step(self) -> int:
@@ -120,12 +154,23 @@ class Session:
             place=place,
         )  # fmt: skip
 
-    def with_pictures(self, batch: dict[str, jax.Array], step: int) -> dict[str, jax.Array]:
+    def _with_pictures(self, batch: dict[str, jax.Array], step: int) -> dict[str, jax.Array]:
         """Return a step's batch, or where it holds latents the sequences of pictures that they were made of."""
         if "image" in batch:
             return batch
         train, rng = self.config.train, step_rng(self.config.seed, step)
         return self._place(self.replay.sample(train.batch, train.length, rng, self._mine))
+
+    def _open_loop(self, batch: dict[str, jax.Array], count: int = 4, context: int = 5) -> np.ndarray:
+        """Draw the first sequences of a batch: uint8 ``[T, H, W, 3]``."""
+
+        def draw(params, batch):
+            rows = {name: value[:count] for name, value in batch.items()}
+            return visual.open_loop(self.graph, params, rows, context, jax.random.key(0))
+
+        frames = jax.jit(draw, out_shardings=sharding.replicated(self.mesh))(self.state.params, batch)
+        sheets = {name: np.concatenate(np.asarray(value), axis=1) for name, value in frames.items()}
+        return tile(sheets, height=64 * count)
 
     def _may_reside(self) -> bool:
         return not self.config.data.online_every and fits(self.replay, self.config.compute.data_share)
@@ -166,16 +211,16 @@ class Session:
             )  # fmt: skip
         self._embed(self.online_folder)
 
-    def _build_state(self) -> None:
+    def _build_state(self, step: int | None) -> None:
         actions = get_body(self.config.body).action_dim
         self.graph, init = build(self.config, self.encoder.embed_dim, actions)
         abstract = jax.eval_shape(lambda: init_state(self.config, init))
         self._shardings = sharding.state_shardings(self.mesh, abstract)
         self.state: TrainState
-        if self.checkpoints.latest_step() is None:
+        if step == 0 or self.checkpoints.latest_step() is None:
             self.state = jax.jit(lambda: init_state(self.config, init), out_shardings=self._shardings)()
         else:
-            self.state = self.checkpoints.restore(sharding.with_shardings(abstract, self._shardings))
+            self.state = self.checkpoints.restore(sharding.with_shardings(abstract, self._shardings), step)
 
     def _collect_first(self) -> None:
         """Have the first process fill the run's own episode folder, and all embed it, a share each."""

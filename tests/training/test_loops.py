@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-from types import SimpleNamespace
 
 import pytest
 
@@ -99,7 +98,6 @@ class Loop:
         self.step = self.state = 0
         self._bad_from = bad_from
         self.saved, self.reported, self.closed, self._on_report = [], [], 0, on_report
-        self.checkpoints = SimpleNamespace(save=lambda step, state: self.saved.append((step, state)), close=self.close)
 
     def close(self):
         self.closed += 1
@@ -117,7 +115,10 @@ class Loop:
     def __next__(self):
         return {}
 
-    def scalars(self, step, values):
+    def save(self, step):
+        self.saved.append((step, self.state))
+
+    def report(self, step, values):
         self.reported.append(step)
         self._on_report(step)
 
@@ -125,7 +126,7 @@ class Loop:
 def test_the_loop_reports_and_saves_at_its_intervals_and_at_the_end():
     loop = Loop()
     with loops._Sigterm() as stop:
-        loops.run_stage(loop, 1, 23, loop, stop)
+        loops.run_stage(loop, 1, 23, stop)
     assert loop.reported == [5, 10, 15, 20, 23]
     assert loop.saved == [(10, 10), (20, 20), (23, 23)] and loop.closed == 1
 
@@ -134,14 +135,14 @@ def test_the_loop_reports_and_saves_at_its_intervals_and_at_the_end():
 def test_no_checkpoint_is_written_once_a_loss_is_not_finite(bad_from, found, saved):
     loop = Loop(bad_from=bad_from)
     with loops._Sigterm() as stop, pytest.raises(NonFiniteLoss, match=f"^step {found}: not finite: loss/kl$"):
-        loops.run_stage(loop, 1, 23, loop, stop)
+        loops.run_stage(loop, 1, 23, stop)
     assert [step for step, _ in loop.saved] == saved and loop.closed == 1
 
 
 def test_sigterm_at_any_moment_saves_the_step_that_it_leaves_at():
     loop = Loop(lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None)
     with loops._Sigterm() as stop, pytest.raises(SystemExit) as left:
-        loops.run_stage(loop, 1, 23, loop, stop)
+        loops.run_stage(loop, 1, 23, stop)
     assert left.value.code == 143
     assert loop.saved and loop.saved[-1][0] == loop.state
 
