@@ -42,7 +42,7 @@ def train_seeds(path: str | Path, config: ConfigDict, seeds: Sequence[int]) -> l
     """Train runs that differ in nothing but ``seed``, ``path/seed-N`` each, in one program on one device.
 
     Each is what ``train`` makes of its config, but for rounding, and can be continued by it; interrupted or asked for
-    more steps, the same call continues all. A small model leaves most of an accelerator idle: several fill it.
+    more steps, the same call continues all. Meant for small models on accelerators; its speed has not been measured.
 
     Raises:
         RunError, ValueError: as of ``train``; also for more than one device, a seed given twice, and runs that are

@@ -97,8 +97,10 @@ class Session:
 
     def close(self) -> None:
         """Finish what is being written; safe to call twice."""
-        self.checkpoints.close()
-        self._metrics.close()
+        try:
+            self.checkpoints.close()
+        finally:
+            self._metrics.close()
 
     def save(self, step: int) -> None:
         """Write a checkpoint of the present state in the background."""
