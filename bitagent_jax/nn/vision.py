@@ -5,6 +5,8 @@ convolution equals a 3x3 convolution followed by depth-to-space; cropped, it sta
 shifted slices and one matrix product both run faster than XLA's own CPU convolutions.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -46,6 +48,18 @@ def convolution(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
 
 
+def in_parts(network: Callable[[jax.Array], jax.Array], x: jax.Array, size: int = 32) -> jax.Array:
+    """Apply a network to ``[N, ...]``, on a single CPU ``size`` rows at a time, whose windows its cache holds.
+
+    Of a part only the products are kept for the gradient.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1 or x.shape[0] <= size or x.shape[0] % size:
+        return network(x)
+    part = jax.checkpoint(network, policy=jax.checkpoint_policies.dots_saveable)
+    y = jax.lax.map(part, x.reshape(-1, size, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
+
+
 class ConvEncoder(nnx.Module):
     """Four k4 stride-2 convolutions, 64x64 pixels to ``2x2x8*depth`` features."""
 
@@ -58,7 +72,9 @@ class ConvEncoder(nnx.Module):
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """Encode ``[N, 64, 64, 3]`` floats to ``[N, 32 * depth]``."""
-        x = image
+        return in_parts(self._encode, image)
+
+    def _encode(self, x: jax.Array) -> jax.Array:
         for i in range(4):
             x = convolve(getattr(self, f"conv{i}"), space_to_depth(x, 2), 2)
             x = nnx.silu(getattr(self, f"norm{i}")(x))
@@ -80,6 +96,9 @@ class ConvDecoder(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Decode ``[N, inputs]`` to images ``[N, 64, 64, 3]`` around zero."""
+        return in_parts(self._decode, x)
+
+    def _decode(self, x: jax.Array) -> jax.Array:
         x = nnx.silu(self.norm0(self.conv0(x).reshape(x.shape[0], 5, 5, -1)))
         for i, size in enumerate(self.sizes, start=1):
             x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))

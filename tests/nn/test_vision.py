@@ -12,6 +12,7 @@ from bitagent_jax.nn.vision import (
     ConvEncoder,
     convolution,
     depth_to_space,
+    in_parts,
     space_to_depth,
     windows,
 )
@@ -64,6 +65,23 @@ def test_networks_of_convolutions_are_those_of_products(make, dtype, near, monke
     monkeypatch.setattr(vision, "windows", None)
     assert products.dtype == dtype
     np.testing.assert_allclose(net(x).astype(jnp.float32), products.astype(jnp.float32), atol=near)
+
+
+def test_a_network_in_parts_is_the_network(monkeypatch):
+    net = ConvDecoder(6, 4, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(net)
+    x = jax.random.normal(jax.random.key(0), (12, 6))
+
+    def value_and_gradients(size):
+        apply = lambda params, x: jnp.sum(jnp.square(in_parts(nnx.merge(graph, params)._decode, x, size)))  # noqa: E731
+        return jax.jit(jax.value_and_grad(apply, argnums=(0, 1)))(params, x)
+
+    parts, whole = value_and_gradients(4), value_and_gradients(12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), parts, whole)
+    loops = lambda size: str(jax.make_jaxpr(lambda x: in_parts(net._decode, x, size))(x)).count("scan[")  # noqa: E731
+    assert (loops(4), loops(12), loops(5)) == (1, 0, 0)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert loops(4) == 0
 
 
 def test_conv_encoder_is_four_k4_stride_2_convolutions():
