@@ -23,9 +23,10 @@ def options(command, trained):
     """Settings of 8 + 4 steps on the episodes of another run, with a round of new ones at step 10."""
 
     def make(**fields):
-        steps = {"train__stage1_steps": 8, "train__stage2_steps": 4, "train__checkpoint_every": 5}
+        steps = {"train__stage1_steps": 8, "train__stage2_steps": 4}
+        every = {"train__checkpoint_every": 5, "train__video_every": 12}
         own = {"data__folder": trained[0] / "episodes", "data__online_every": 10}
-        return command.settings(**(steps | own | fields))
+        return command.settings(**(steps | every | own | fields))
 
     return make
 
@@ -73,7 +74,9 @@ def test_each_run_is_what_it_would_be_alone(command, trained, both, cut):
     assert farthest(params(cut / "seed-1"), params(both / "seed-1")) < 1e-3
     assert farthest(params(both / "seed-0"), params(both / "seed-1")) > 0.1
     names = lambda run: sorted(p.name for p in (run / "online").iterdir())  # noqa: E731
-    assert names(cut / "seed-1") == names(both / "seed-1") and list((both / "seed-0" / "tensorboard").iterdir())
+    assert names(cut / "seed-1") == names(both / "seed-1")
+    boards = [b"".join(file.read_bytes() for file in (both / f"seed-{n}" / "tensorboard").iterdir()) for n in (0, 1)]
+    assert all(b"open_loop" in board for board in boards) and boards[0] != boards[1]
 
 
 @pytest.mark.slow
