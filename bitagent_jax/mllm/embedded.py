@@ -1,6 +1,6 @@
 """The embedded encoder: a small frozen video-text model whose weights ship with the package.
 
-It knows the bodies walker, cheetah and quadruped of dm_control, and was trained by
+It knows the bodies walker, cheetah and quadruped of dm_control and the stickman, and was trained by
 ``experiments/embedded_encoder`` on clips whose captions were computed from the SIMULATOR'S STATE. It is
 therefore privileged, close to an oracle of the tasks it was shown, and results obtained with it must not be
 compared with the paper's. The card beside the weights states provenance and measured quality.

@@ -143,10 +143,10 @@ def pose_table(held: Held) -> dict[str, dict]:
         mine = held.bodies == task.body
         cosine = held.cosine([task.prompt])[mine]
         spoken = [c for c in CONCEPTS if task.prompt in c.phrases and task.body in c.scores]
-        plain = [c.name for c in spoken if not c.graded]
+        area = [auc(cosine, held.column(c.name)[mine]) for c in spoken if not c.graded]
         out[task.name] = {
             "trained": bool(spoken),
-            "auc": round(auc(cosine, held.column(plain[0])[mine]), 3) if plain else None,
+            "auc": round(area[0], 3) if area and not np.isnan(area[0]) else None,
             "spearman_reward": round(spearman(cosine, getattr(Window(held.states[mine]), task.goal)), 3),
         }
     return out
