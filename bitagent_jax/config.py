@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from bitagent_jax import errors, zoo
 from bitagent_jax.data import behaviors
 from bitagent_jax.envs import register
-from bitagent_jax.envs.tasks import BODIES, tasks_of
+from bitagent_jax.envs.tasks import BODIES, get_body, tasks_of
+from bitagent_jax.files import write_atomically
 from bitagent_jax.mllm.encoder import CLIP, ENCODERS
 from bitagent_jax.mllm.precomputed import NAME as PRECOMPUTED
 from bitagent_jax.presets import ABLATIONS, BODY_TASKS, PRESETS
@@ -38,11 +39,13 @@ SIZE = 64
 POSITIVE = (
     "train.batch", "train.length", "train.log_every", "train.checkpoint_every", "eval.episodes", "env.num_envs",
     "env.action_repeat", "data.online_episodes", "explore.updates", "imagination.horizon", "imagination.stride",
-    "mllm.adapter_rank",
+    "mllm.adapter_rank", "mllm.adapter_units", "mllm.aligner_units", "world_model.deter", "world_model.hidden",
+    "world_model.stoch", "world_model.classes", "world_model.depth", "fusion.layers", "fusion.width",
+    "behavior.layers", "behavior.units", "behavior.bins", "data.episodes", "data.capacity", "train.keep",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "train.stage1_steps", "train.stage2_steps", "train.video_every", "data.online_every", "joint.warmup",
-    "optim.refine",
+    "seed", "optim.model_lr", "optim.behavior_lr", "optim.refine", "train.stage1_steps", "train.stage2_steps",
+    "train.video_every", "data.online_every", "joint.warmup",
 )  # fmt: skip
 
 SHARES = ("optim.cooldown", "fusion.semantic_dropout", "compute.data_share")
@@ -295,6 +298,12 @@ def _check_lengths(config: ConfigDict) -> None:
         for field in fields:
             if flat[field] < least:
                 raise ValueError(f"config.{field}={flat[field]} must be at least {least}")
+    rows = get_body(config.body).control_steps // config.env.action_repeat + 1
+    if not config.data.folder and not length <= rows <= config.data.capacity:
+        raise ValueError(
+            f"episodes of {config.body} have {rows} rows, which is less than config.train.length={length} or more than "
+            f"config.data.capacity={config.data.capacity}"
+        )
     if config.behavior.regression and window > length:
         raise ValueError(
             f"config.reward.window={window} is outside 1..{length} (config.train.length, whose rows are aligned too "
@@ -314,8 +323,10 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def save(config: ConfigDict, path: Path) -> None:
-    """Write the resolved config as flat JSON."""
-    path.write_text(json.dumps(flatten(config), indent=1, sort_keys=True) + "\n")
+    """Write the resolved config as flat JSON, unless the file says the same."""
+    text = json.dumps(flatten(config), indent=1, sort_keys=True).encode() + b"\n"
+    if not path.exists() or path.read_bytes() != text:
+        write_atomically(path, lambda file: file.write(text))
 
 
 def read(path: Path) -> ConfigDict:

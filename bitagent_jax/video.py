@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from bitagent_jax.files import write_atomically
+
 MARGIN = 6  # pixels around labels and between cells
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 VIDEOS = (".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv")  # that are read
@@ -215,11 +217,5 @@ def save_png(image: Image.Image, path: Path) -> Path:
     """Write a PNG, which appears only when complete; its folder is created. ValueError for another ending."""
     if path.suffix != ".png":
         raise ValueError(f"a picture file ends in .png, not {path.name!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
-        image.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda file: image.save(file, "PNG"))
     return path

@@ -21,10 +21,10 @@ from ml_collections import ConfigDict
 from bitagent_jax.agent.state import BEHAVIOR, TrainState, build, init_state
 from bitagent_jax.cli import parse_config
 from bitagent_jax.config import make_config
-from bitagent_jax.data.records import write_atomically
 from bitagent_jax.envs.tasks import get_body
 from bitagent_jax.evaluation import rollouts
 from bitagent_jax.evaluation.scores import Interval, interval
+from bitagent_jax.files import write_atomically
 from bitagent_jax.inference import load
 from bitagent_jax.mllm.encoder import load_encoder
 from bitagent_jax.presets import ABLATIONS

@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from bitagent_jax.presets import ABLATIONS, BODY_TASKS, PRESETS
 CONFIGS = Path(__file__).parent.parent / "experiments" / "configs"
 
 
-@pytest.mark.parametrize("body", BODY_TASKS)
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("ablation", ["", *ABLATIONS])
+@pytest.mark.parametrize(
+    "body, preset, ablation",
+    [*((body, "paper", "") for body in BODY_TASKS), *itertools.product(["walker"], PRESETS, ["", *ABLATIONS])],
+)
 def test_every_body_preset_and_ablation_builds_and_validates(body, preset, ablation):
     config = validate(make_config(body, f"{preset},{ablation}"))
     assert config.body == body and config.is_locked
@@ -110,6 +112,10 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"compute.data_share": 1.5}, "config.compute.data_share=1.5 is no share, 0 to 1"),
         ({"mllm.adapter_rank": 0}, "config.mllm.adapter_rank=0 must be at least 1"),
         ({"explore.heads": 1}, "config.explore.heads=1 cannot disagree"),
+        ({"seed": -1}, "config.seed=-1 must be at least 0"),
+        ({"fusion.width": 0}, "config.fusion.width=0 must be at least 1"),
+        ({"data.capacity": 400}, "episodes of walker have 501 rows, which is less than config.train.length=16 or more"),
+        ({"train.length": 512}, "episodes of walker have 501 rows, which is less than config.train.length=512"),
     ],
 )
 def test_values_that_cannot_work_are_named(fields, message):

@@ -44,7 +44,7 @@ def bench(
     if repeats < 1 or seconds <= 0:
         raise ValueError(f"repeats must be at least 1 and seconds positive, got {repeats} and {seconds:g}")
     threads = tuple(threads) or tuple(sorted({2**i for i in range(THREADS.bit_length()) if 2**i < THREADS} | {THREADS}))
-    replays = {count: _open(folder, config.data.capacity, count) for count in threads}
+    replays = {count: _open(folder, config, count) for count in threads}
     mesh = sharding.make_mesh(config.compute.fsdp)
     step = _step_seconds(config, repeats) if with_step else None
     place = lambda batch: sharding.place(mesh, {k: v for k, v in batch.items() if k != "reward"})  # noqa: E731
@@ -61,11 +61,11 @@ def bench(
     return measure.show("loader", rows, program.facts(config, preset, **told))
 
 
-def _open(folder: str | Path, capacity: int, threads: int) -> Replay:
-    from bitagent_jax.mllm.encoder import EMBEDDED, load_encoder
+def _open(folder: str | Path, config: ConfigDict, threads: int) -> Replay:
+    from bitagent_jax.mllm.encoder import load_encoder
 
-    replay = Replay(capacity, threads)
-    load_folder(folder, replay, fingerprint=load_encoder(EMBEDDED).fingerprint)
+    replay = Replay(config.data.capacity, threads)
+    load_folder(folder, replay, fingerprint=load_encoder(config.mllm.encoder, config.mllm.weights).fingerprint)
     return replay
 
 

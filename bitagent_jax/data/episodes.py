@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bitagent_jax.data.records import CorruptFile, Records, from_header, open_records, write_atomically, write_records
+from bitagent_jax.data.records import CorruptFile, Records, from_header, open_records, write_records
+from bitagent_jax.files import write_atomically
 
 _LOG = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
@@ -63,6 +64,38 @@ def read_episode(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
 def list_episodes(folder: str | Path) -> list[Path]:
     """List the episode files of a folder in order of their names; temporaries and other files are left out."""
     return sorted(path for path in Path(folder).glob("*.ep") if not path.name.startswith("."))
+
+
+def require_fitting(folder: str | Path, *, body: str, size: int, action_dim: int, length: int, capacity: int) -> None:
+    """Check by their headers that a folder's episodes can be learned from; corrupt files are left to those who read.
+
+    Args:
+        folder: of episodes.
+        body: that those which tell theirs must be of.
+        size: of their square pictures.
+        action_dim: the width of their actions.
+        length: that at least one must have.
+        capacity: that none may exceed, in frames.
+
+    Raises:
+        ValueError: naming the first that does not fit, or if there is none.
+    """
+    wanted, longest = (("uint8", (size, size, 3)), ("float32", (action_dim,))), 0
+    paths = list_episodes(folder)
+    for path in paths:
+        with suppress(CorruptFile):
+            episode = open_records(path)
+            found, of = (episode.fields.get("image"), episode.fields.get("action")), episode.meta.get("body") or body
+            if found != wanted or of != body:
+                raise ValueError(f"{path} is of body {of} and holds (image, action) {found}, but {body} needs {wanted}")
+            if episode.rows > capacity:
+                raise ValueError(f"{path} has {episode.rows} frames, more than config.data.capacity={capacity}")
+            longest = max(longest, episode.rows)
+    if longest < length:
+        raise ValueError(
+            f"{folder} holds {len(paths)} episode files, the longest valid one of {longest} rows, but "
+            f"config.train.length={length}"
+        )
 
 
 def open_episodes(paths: list[Path]) -> tuple[list[Records], list[Path]]:

@@ -48,9 +48,11 @@ def claim(folder: str | Path, settings: Mapping[str, Any]) -> Iterator[str]:
             raise CollectionInUse(
                 f"another process is collecting these episodes ({path}); for further ones beside them give another seed"
             ) from None
-        file.truncate(0)
-        file.write(_text(settings))
-        file.flush()
+        file.seek(0)
+        if file.read() != _text(settings):
+            file.truncate(0)
+            file.write(_text(settings))
+            file.flush()
         yield tag_of(settings)
 
 

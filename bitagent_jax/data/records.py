@@ -9,16 +9,17 @@ are checked before memory is reserved.
 import json
 import math
 import os
-import secrets
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import zstandard
+
+from bitagent_jax.files import write_atomically
 
 CHUNK = 16  # rows; longer chunks are a little smaller, but a short sequence then decodes more rows for nothing
 LEVEL = 3
@@ -158,23 +159,3 @@ def from_header(path: Path, header: Any, start: int, size: int) -> Records:
 
 def _row_bytes(fields: Fields) -> int:
     return sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in fields.values())
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Create or replace a file all at once: under a hidden temporary name first, then renamed.
-
-    Args:
-        path: the file; its folder is made if missing.
-        write: is given the open temporary file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitagent_jax.envs.tasks import BODIES, TASKS, Body, Task
 
 Scale = tuple[str, float, float]
@@ -35,16 +37,23 @@ def register_env(
         tasks: goal -> (prompt, random score, expert score); the task is called ``{body}_{goal}``.
 
     Raises:
-        ValueError: an impossible name, number or factory, no task, or a name that is taken by something else.
+        ValueError: an impossible name, number or factory, no task, scores that make no scale, or a name that is
+            taken by something else.
     """
     if not body.isidentifier():
         raise ValueError(f"a body's name has letters, digits and underscores only, not {body!r}")
     if action_dim < 1 or control_steps < 1:
         raise ValueError(f"action_dim and control_steps must be at least 1, got {action_dim} and {control_steps}")
+    if odd := [goal for goal in tasks if not str(goal).isidentifier()]:
+        raise ValueError(f"a task's name has letters, digits and underscores only, not {odd[0]!r}")
     if not tasks:
         raise ValueError(f"body {body} needs at least one task: goal -> (prompt, random score, expert score)")
     row = Body(body, int(action_dim), control_steps=int(control_steps), factory=factory_name(factory))
     rows = {f"{body}_{goal}": Task(f"{body}_{goal}", body, *scale) for goal, scale in tasks.items()}
+    for task in rows.values():
+        scores = task.random_score, task.expert_score
+        if not np.isfinite(scores).all() or scores[0] == scores[1]:
+            raise ValueError(f"{task.name} needs two scores that differ, of random policy and expert, not {scores}")
     for name, value in ({body: row} | rows).items():
         known = (BODIES | TASKS).get(name, value)
         if known != value:

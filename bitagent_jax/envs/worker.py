@@ -32,6 +32,7 @@ def main() -> None:
         sys.exit(1)
     except Exception:
         answers.write(b"e" + traceback.format_exc().encode())
+        answers.close()  # the pool reads to the end, which must not wait for the libraries' own clean-up
         sys.exit(1)
 
 
@@ -53,6 +54,9 @@ def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
             else:
                 _step(slot, env, arrays)
         answers.write(b"k")
+    if body.factory:  # of a user's own, which may hold other processes; dm_control's end with this one
+        for env in envs.values():
+            env.close()
 
 
 def _reset(slot: int, env, arrays: SharedArrays, seed: int | None) -> None:

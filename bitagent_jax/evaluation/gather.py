@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from bitagent_jax.config import make_config, validate
 from bitagent_jax.data.behaviors import EXPLORE, MIXES, acting, mixture, need_states, spread
 from bitagent_jax.data.collect import collect, numbered
-from bitagent_jax.data.plan import claim
+from bitagent_jax.data.plan import claim, tag_of
 from bitagent_jax.envs.pool import EnvPool
 from bitagent_jax.envs.tasks import get_task, shared_body
 from bitagent_jax.errors import unknown
+from bitagent_jax.evaluation.rollouts import task_prompts
 from bitagent_jax.inference import load
 from bitagent_jax.policy import AgentPolicy
 from bitagent_jax.training.explore import Exploration, used_settings
@@ -54,7 +55,8 @@ def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str 
         folder: where to.
         tasks: names of one body; the reward of each is recorded, although the agent never sees it.
         episodes: how many the collection shall have.
-        run: a run folder whose policy acts, told each task's prompt and sampling; None: ``mix`` acts.
+        run: a run folder whose policy acts, told each task's prompt, its own where it has one, and sampling; None:
+            ``mix`` acts.
         step: the run's checkpoint; None: the newest.
         mix: of behaviours, see :func:`bitagent_jax.data.behaviors.mixture`, or ``plan2explore``.
         seed: of environments and policy.
@@ -63,7 +65,7 @@ def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str 
 
     Raises:
         ValueError: bad input, before anything is written.
-        CollectionInUse: another process collects the same.
+        CollectionInUse: another process collects the same, and not all of them are there.
         RunError, CheckpointError: of ``run``.
     """
     if episodes < 1 or num_envs < 1:
@@ -78,17 +80,26 @@ def gather(folder: str | Path, tasks: Sequence[str], episodes: int, *, run: str 
     else:
         source = _mix_source(mix, tasks, num_envs)
     settings = {"seed": seed, **source.env, **source.settings}
+    whole = _whole(folder, tag_of(settings), episodes)
+    if whole:
+        return Gathered(whole, 0)
     with claim(folder, settings) as tag:
-        present = numbered(folder, tag)
-        missing = sum(number not in present for number in range(episodes))
-        if not missing:
-            return Gathered([present[number] for number in range(episodes)], 0)
+        whole = _whole(folder, tag, episodes)  # another process may have just ended
+        if whole:
+            return Gathered(whole, 0)
+        missing = len(set(range(episodes)) - numbered(folder, tag).keys())
         with EnvPool(source.tasks, seed=seed, state=source.state, **source.env) as pool:
             behave = source.begin(folder, tag)
             paths = collect(
                 pool, behave, episodes=episodes, folder=folder, seed=seed, metas=source.metas, tag=tag
             )  # fmt: skip
     return Gathered(paths, missing)
+
+
+def _whole(folder: str | Path, tag: str, episodes: int) -> list[Path]:
+    """Return the paths of a collection's episodes, none if some are missing."""
+    present = numbered(folder, tag)
+    return [present[number] for number in range(episodes)] if present.keys() >= set(range(episodes)) else []
 
 
 def _mix_source(mix: str, tasks: Sequence[str], num_envs: int) -> _Source:
@@ -118,15 +129,15 @@ def _run_source(run: str, step: int | None, tasks: Sequence[str], num_envs: int)
     agent = load(run, step)
     if get_task(tasks[0]).body != agent.config.body:
         raise ValueError(f"task {tasks[0]} is not of the run's body {agent.config.body}")
-    slots = [get_task(tasks[i % len(tasks)]) for i in range(max(len(tasks), num_envs))]
-    prompts = [task.prompt for task in slots]
+    names = [tasks[i % len(tasks)] for i in range(max(len(tasks), num_envs))]
+    told = task_prompts(agent, tasks)
+    prompts = [told[name] for name in names]
     behave = lambda _, seed: AgentPolicy(agent, prompts, sample=True, seed=seed)  # noqa: E731
     begin = lambda folder, tag: behave  # noqa: E731
     env = {name: agent.config.env[name] for name in ENV}
-    names = [task.name for task in slots]
     weights = {"weights": _digest(agent.params)}
-    settings = {"environments": names, **weights}
-    return _Source(names, [{"policy": str(run), **weights}] * len(slots), begin, env, settings)
+    settings = {"environments": names, **weights} | ({"prompts": prompts} if agent.config.prompts else {})
+    return _Source(names, [{"policy": str(run), **weights}] * len(names), begin, env, settings)
 
 
 def _digest(params: Any) -> str:

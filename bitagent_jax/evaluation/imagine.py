@@ -1,5 +1,6 @@
 """Looking: the task imagination of a sentence beside the policy's imagined and real rollouts."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -53,11 +54,18 @@ def imagine(agent: Agent, prompt: Prompt, folder: str | Path, *, steps: int = 32
         ),
     }
     frames = {label: np.asarray(value) for label, value in frames.items()} | {"policy, real": real}
-    stem = Path(folder) / (re.sub(r"[^a-z0-9]+", "_", prompt_name(prompt).lower()).strip("_")[:60] or "prompt")
+    stem = Path(folder) / _stem(prompt_name(prompt))
     return {
         "video": write_mp4(stem.with_suffix(".mp4"), tile(frames, height=192)),
         "sheet": contact_sheet(stem.with_suffix(".png"), frames, every=max(1, steps // 8)),
     }
+
+
+def _stem(name: str) -> str:
+    """Return a file name for a prompt; where that leaves something out, a hash tells it from others."""
+    plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60]
+    whole = re.fullmatch(r"[A-Za-z0-9_ ]{1,60}", name)
+    return plain if whole else f"{plain or 'prompt'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _act(agent: Agent, env, task: np.ndarray, steps: int, seed: int) -> tuple[np.ndarray, dict]:

@@ -53,7 +53,12 @@ def init(seed: int = 0) -> "EmbeddedEncoder":
 
 def init_params(seed: int) -> nnx.State:
     """Draw fresh float32 weights."""
-    return jax.jit(lambda key: nnx.split(towers.Towers(rngs=nnx.Rngs(key)))[1])(jax.random.key(seed))
+    return _draw(jax.random.key(seed))
+
+
+@jax.jit
+def _draw(key: jax.Array) -> nnx.State:
+    return nnx.split(towers.Towers(rngs=nnx.Rngs(key)))[1]
 
 
 def graph() -> nnx.GraphDef:

@@ -16,6 +16,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from bitagent_jax.files import write_atomically
 from bitagent_jax.training.sharding import wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,8 @@ def _finish(response: Any, path: Path) -> None:
         response.result()
         if jax.process_index() == 0:
             digest = {name: _digest(path / name) for name in _files(path)}
-            (path / "digest.json").write_text(json.dumps(digest, indent=1) + "\n")
+            text = json.dumps(digest, indent=1) + "\n"
+            write_atomically(path / "digest.json", lambda file: file.write(text.encode()))
     except Exception as error:
         raise CheckpointError(f"saving {path} failed: {error}") from error
 

@@ -17,6 +17,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from bitagent_jax.files import write_atomically
 from bitagent_jax.video import check_frames
 
 logger = logging.getLogger(__name__)
@@ -187,9 +188,7 @@ def _drop_rows(path: Path, start_step: int) -> None:
             broken += 1
     if broken:
         logger.warning("%s: dropped %d unreadable rows", path, broken)
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: file.write("".join(kept).encode()))
 
 
 def _encode_gif(frames: np.ndarray, fps: float) -> bytes:

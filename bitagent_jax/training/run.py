@@ -98,7 +98,7 @@ class RunFolder:
                     if any(any((path / name).glob("*")) for name in ("episodes", "online", "checkpoints")):
                         raise
                     (path / "prompts.npz").unlink(missing_ok=True)
-            _write_config(config, path / "config.json")
+            config_lib.save(config, path / "config.json")
             run = cls(path, config, lock)
             for folder in (run.checkpoints, run.episodes, run.tensorboard, run.videos, run.cache):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,8 @@ def _check_vacant(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file, not a run folder")
     if path.is_dir() and not (path / "config.json").exists():
-        if foreign := sorted(entry.name for entry in path.iterdir() if entry.name not in LAYOUT):
+        names = (entry.name for entry in path.iterdir() if entry.suffix != ".tmp")
+        if foreign := sorted(name for name in names if name not in LAYOUT):
             raise RunError(f"{path} is not a run folder: it has no config.json but holds {foreign[0]!r}")
 
 
@@ -165,9 +166,3 @@ def _check_same(path: Path, stored: ConfigDict, given: ConfigDict) -> None:
         lines = [f"  config.{field}: stored {old[field]!r}, given {new[field]!r}" for field in different]
         advice = f"{path} was started with another config; use a new folder or the stored values:"
         raise RunError("\n".join([advice, *lines]))
-
-
-def _write_config(config: ConfigDict, path: Path) -> None:
-    temporary = path.with_suffix(".json.tmp")
-    config_lib.save(config, temporary)
-    os.replace(temporary, path)

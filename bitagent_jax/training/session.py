@@ -17,7 +17,7 @@ from bitagent_jax.config import default_tasks, validate
 from bitagent_jax.data.behaviors import acting, mixture, need_states, spread
 from bitagent_jax.data.collect import collect
 from bitagent_jax.data.embeddings import embed_folder, require_embeddings
-from bitagent_jax.data.episodes import list_episodes
+from bitagent_jax.data.episodes import list_episodes, require_fitting
 from bitagent_jax.data.loader import Loader, step_rng
 from bitagent_jax.data.replay import Replay, load_folder
 from bitagent_jax.envs.pool import EnvPool
@@ -49,9 +49,12 @@ def check_inputs(path: Path, config: ConfigDict) -> None:
 
     Raises:
         ValueError: for bad settings, a prompt that is none (of a run that has begun, prompts are kept in its folder),
-            or a data set without the precomputed embeddings.
+            a data set of another body or of other shapes, or one without the precomputed embeddings.
     """
     validate(config)
+    if config.data.folder:
+        body, needs = get_body(config.body), dict(length=config.train.length, capacity=config.data.capacity)
+        require_fitting(config.data.folder, body=body.name, size=config.env.size, action_dim=body.action_dim, **needs)
     if not (path / "prompts.npz").exists():
         for prompt in sentences(config):
             check_prompt(prompt)
@@ -75,8 +78,9 @@ class Session:
         sharding.check_batch(self.mesh, self.config.train.batch)
         self.encoder = load_encoder(self.config.mllm.encoder, self.config.mllm.weights)
         self._precomputed = isinstance(self.encoder, Precomputed)
-        self.told = tell(run.prompts, sentences(self.config), self.encoder, primary=jax.process_index() == 0)
         self.checkpoints = Checkpoints(run.checkpoints, self.config.train.keep)
+        sharding.check_same("checkpoints", self.checkpoints.steps())  # once the first process has opened the folder
+        self.told = tell(run.prompts, sentences(self.config), self.encoder, primary=jax.process_index() == 0)
         self._build_state(step)
         self._collect_first()
         self.replay = Replay(self.config.data.capacity, embed_dim=self.encoder.embed_dim)
@@ -84,6 +88,7 @@ class Session:
         rounds = max(0, self.step - 1) // self.config.data.online_every if self.config.data.online_every else 0
         if rounds:
             self._add(self.online_folder, limit=rounds * self.config.data.online_episodes)
+        sharding.check_same("episodes", [path.name for path in self.replay.paths], self.replay.frames)
         self.replay.sample(1, self.config.train.length, np.random.default_rng(0))  # raises if it is too short
         self._latents = Latents(self.replay, self.graph, self.config)
         self._resident: Resident | None = None

@@ -4,6 +4,7 @@ The same ``jit`` program runs on one CPU, eight fake ones, one GPU or many hosts
 ``('data', 'fsdp')``, big matrices over ``'fsdp'``, everything else is replicated (``fsdp=1`` replicates all).
 """
 
+import hashlib
 import math
 import os
 import re
@@ -164,6 +165,19 @@ def wait_for_all(name: str) -> None:
     """Wait until every process of the run has come to this point; the name tells the points apart."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def check_same(name: str, *values: Any) -> None:
+    """Wait until every process has come here, and see that all found the same.
+
+    Raises:
+        RuntimeError: in all of them, if not: a shared folder may show them different states, or copies differ.
+    """
+    if jax.process_count() > 1:
+        digest = np.frombuffer(hashlib.sha256(repr(values).encode()).digest(), np.uint8)
+        every = multihost_utils.process_allgather(digest)
+        if differing := [index for index, one in enumerate(every) if (one != every[0]).any()]:
+            raise RuntimeError(f"processes {differing} found other {name} in the folders of the run than process 0")
 
 
 def on_host(tree: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitagent_jax.data.records import write_atomically
+from bitagent_jax.files import write_atomically
 from bitagent_jax.mllm.encoder import Encoder
 from bitagent_jax.mllm.prompts import embed_prompts
 from bitagent_jax.training.run import RunError

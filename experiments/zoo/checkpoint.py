@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from sbx import SAC
 
-from bitagent_jax.data.records import write_atomically
+from bitagent_jax.files import write_atomically
 from bitagent_jax.zoo.actor import Actor
 
 _COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")

@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bitagent_jax.data.records import write_atomically
 from bitagent_jax.envs.tasks import TASKS, get_task
+from bitagent_jax.files import write_atomically
 from bitagent_jax.zoo import STAGES, library
 from bitagent_jax.zoo.actor import from_bytes
 from experiments.zoo.measure import measure

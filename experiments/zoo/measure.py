@@ -17,9 +17,9 @@ import numpy as np
 
 from bitagent_jax import zoo
 from bitagent_jax.data.collect import ZooPolicy
-from bitagent_jax.data.records import write_atomically
 from bitagent_jax.envs.tasks import get_task, normalised_score
 from bitagent_jax.evaluation.rollouts import episode_returns, random_returns
+from bitagent_jax.files import write_atomically
 
 EPISODES, SEED = 20, 2 * 10**6
 

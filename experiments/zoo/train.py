@@ -19,8 +19,8 @@ import numpy as np
 from sbx import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
-from bitagent_jax.data.records import write_atomically
 from bitagent_jax.envs.tasks import get_task, normalised_score
+from bitagent_jax.files import write_atomically
 from bitagent_jax.zoo.actor import to_bytes
 from experiments.zoo import checkpoint
 from experiments.zoo.vector import episode_returns, make_envs

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from bitagent_jax.data.records import CHUNK, CorruptFile, open_records, write_atomically, write_records
+from bitagent_jax.data.records import CHUNK, CorruptFile, open_records, write_records
+from bitagent_jax.files import write_atomically
 
 
 @pytest.fixture

@@ -183,6 +183,8 @@ def test_registering_again_changes_nothing_and_another_thing_is_refused(dot):
         ({"action_dim": 0}, "at least 1, got 0 and 20"),
         ({"control_steps": 0}, "at least 1, got 2 and 0"),
         ({"tasks": {}}, "at least one task"),
+        ({"tasks": {"seen": ("push", 5, 5)}}, r"other_seen needs two scores.*not \(5, 5\)"),
+        ({"tasks": {"seen": ("push", 0, np.nan)}}, r"other_seen needs two scores.*not \(0, nan\)"),
         ({"factory": "make"}, "module:function or file.py:function, not 'make'"),
         ({"factory": lambda goal: None}, "top level of a file"),
         ({"factory": print}, "top level of a file"),

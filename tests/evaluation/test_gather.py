@@ -1,12 +1,15 @@
 """The verb ``collect`` as another process and as an explorer: what is stopped and begun again ends the same."""
 
+import json
 import os
 import shutil
 import signal
 import time
 
-from bitagent_jax import cli
+from bitagent_jax import cli, load
 from bitagent_jax.data.episodes import list_episodes, read_episode
+from bitagent_jax.data.plan import claim
+from bitagent_jax.evaluation import gather
 
 
 def contents(folder):
@@ -29,6 +32,19 @@ def test_a_killed_collection_continues_bit_for_bit(command, tmp_path):
         cli.main(["collect", str(folder), *settings, str(episodes)])
     assert contents(killed) == contents(whole) and len(contents(whole)) == 3
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    (plan,) = whole.glob("collect-*.json")
+    with claim(whole, json.loads(plan.read_text())):  # another process: of a whole collection nothing is written
+        cli.main(["collect", str(whole), *settings, "3"])
+
+
+def test_a_run_is_told_its_own_prompts(trained, monkeypatch):
+    agent, told = load(trained[0]), []
+    agent.config.prompts = ("hop", "", "dash")
+    monkeypatch.setattr(gather, "load", lambda run, step: agent)
+    monkeypatch.setattr(gather, "AgentPolicy", lambda agent, prompts, **how: told.extend(prompts))
+    source = gather._run_source("run", None, ["walker_run", "walker_stand", "walker_walk"], 4)
+    source.begin(None, "")(0, 0)
+    assert told == ["dash", "hop", "walk fast clean", "dash"]
 
 
 def test_an_explorer_collects_and_continues_from_a_checkpoint(command, tmp_path, capsys):

@@ -31,7 +31,9 @@ def test_an_empty_sentence_is_refused_before_anything_is_drawn(agent, tmp_path):
 
 def test_a_sentence_without_letters_still_has_a_file_name(agent, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_act", lambda *_: (np.zeros((2, 64, 64, 3), np.uint8), _branch(agent)))
-    assert module.imagine(agent, "走れ", tmp_path, steps=2)["sheet"].name == "prompt.png"
+    assert module.imagine(agent, "走れ", tmp_path, steps=2)["sheet"].name.startswith("prompt-")
+    names = [module._stem(name) for name in ("走れ", "走", "walk!", "walk?", "walk", "w" * 61)]
+    assert len(set(names)) == 6 and names[4] == "walk"
 
 
 def test_the_last_frame_stays_where_an_episode_ends_early(agent):

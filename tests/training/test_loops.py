@@ -9,7 +9,6 @@ import signal
 import pytest
 
 from bitagent_jax.config import make_config
-from bitagent_jax.data.episodes import read_episode, write_episode
 from bitagent_jax.inference import load
 from bitagent_jax.training import loops
 from bitagent_jax.training.checkpoint import Checkpoints
@@ -52,15 +51,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     _, err = command.run("train", folder, *command.settings(**fields), code=2)
     assert "bitagent train: step 2: not finite:" in err and "loss/reconstruction" in err and "Traceback" not in err
     assert Checkpoints(folder / "checkpoints").steps() == [1]
-
-
-def test_a_replay_that_is_too_short_is_named(command, trained, tmp_path):
-    arrays, meta = read_episode(next((trained[0] / "online").glob("*.ep")))
-    write_episode(tmp_path / "short", {name: rows[:7].copy() for name, rows in arrays.items() if name != "is_last"}
-                  | {"is_last": arrays["is_last"][-7:]}, meta)  # fmt: skip
-    fields = {"data__folder": tmp_path / "short"}
-    _, err = command.run("train", tmp_path / "run", *command.settings(**fields), code=2)
-    assert "replay too short: sequences of 8 rows wanted, but the longest of its 1 episodes has 7" in err
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_named(command, tmp_path):

@@ -108,6 +108,12 @@ def test_a_folder_of_something_else_or_a_file_is_refused(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_what_a_kill_left_in_the_middle_of_a_file_does_not_matter(tmp_path):
+    (tmp_path / ".0123456789abcdef.tmp").write_text("{")
+    with RunFolder.open(tmp_path, debug()) as run:
+        assert run.config == debug()
+
+
 def test_a_run_trained_by_another_process_is_refused_until_that_process_dies(tmp_path):
     path = tmp_path / "run"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from bitagent_jax.config import make_config
+from bitagent_jax.data.episodes import list_episodes
+from bitagent_jax.data.records import open_records, write_records
 from bitagent_jax.training import session
 from bitagent_jax.training.loops import train
 
@@ -30,3 +32,27 @@ def test_prompts_are_checked_before_a_folder_is_made_but_not_once_they_are_kept(
         session.check_inputs(tmp_path, config)
     np.savez(tmp_path / "prompts.npz")
     session.check_inputs(tmp_path, config)
+
+
+def test_a_data_set_that_does_not_fit_is_named_before_a_folder_is_made(trained, tmp_path):
+    whole = open_records(list_episodes(trained[0] / "online")[0])
+
+    def refused(message, meta=None, rows=whole.rows, body="walker", **fields):
+        folder = tmp_path / "data"
+        arrays = {name: values[:rows] for name, values in whole.read().items()}
+        write_records(folder / "0.ep", arrays, whole.meta | (meta or {}))
+        config = make_config(body, "debug")
+        config.update_from_flattened_dict({"data.folder": str(folder), **fields})
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path / "run", config)
+        assert not (tmp_path / "run").exists()
+
+    refused("is of body walker and holds .*, but cheetah needs", body="cheetah")
+    refused("is of body walker and holds .*, but quadruped needs .*12", {"body": "quadruped"}, body="quadruped")
+    refused("holds 1 episode files, the longest valid one of 7 rows, but config.train.length=16", rows=7)
+    refused("more than config.data.capacity=100", **{"data.capacity": 100})
+    (tmp_path / "data" / "0.ep").write_bytes(b"BiTrows1 not a table")
+    config = make_config("walker", "debug")
+    config.data.folder = str(tmp_path / "data")
+    with pytest.raises(ValueError, match="holds 1 episode files, the longest valid one of 0 rows"):
+        session.check_inputs(tmp_path / "run", config)

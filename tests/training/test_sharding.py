@@ -67,6 +67,16 @@ def test_a_lone_process_holds_every_row_of_a_batch():
     np.testing.assert_array_equal(sharding.local_rows(sharding.make_mesh(devices=jax.devices()[:1]), 5), range(5))
 
 
+def test_processes_that_found_other_files_are_named(monkeypatch):
+    sharding.check_same("episodes", ["a", "b"])
+    gathered = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(sharding.multihost_utils, "process_allgather", lambda one: gathered.append(one) or gathered)
+    sharding.check_same("episodes", ["a", "b"])
+    with pytest.raises(RuntimeError, match=r"processes \[1\] found other episodes"):
+        sharding.check_same("episodes", ["a"])
+
+
 def test_an_address_without_numbers_is_an_error(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "here:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
