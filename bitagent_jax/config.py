@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from bitagent_jax import errors, zoo
 from bitagent_jax.data import behaviors
 from bitagent_jax.envs import register
-from bitagent_jax.envs.tasks import BODIES, get_body, tasks_of
+from bitagent_jax.envs.tasks import BODIES, tasks_of
 from bitagent_jax.files import write_atomically
 from bitagent_jax.mllm.encoder import CLIP, ENCODERS
 from bitagent_jax.mllm.precomputed import NAME as PRECOMPUTED
@@ -298,12 +298,6 @@ def _check_lengths(config: ConfigDict) -> None:
         for field in fields:
             if flat[field] < least:
                 raise ValueError(f"config.{field}={flat[field]} must be at least {least}")
-    rows = get_body(config.body).control_steps // config.env.action_repeat + 1
-    if not config.data.folder and not length <= rows <= config.data.capacity:
-        raise ValueError(
-            f"episodes of {config.body} have {rows} rows, which is less than config.train.length={length} or more than "
-            f"config.data.capacity={config.data.capacity}"
-        )
     if config.behavior.regression and window > length:
         raise ValueError(
             f"config.reward.window={window} is outside 1..{length} (config.train.length, whose rows are aligned too "

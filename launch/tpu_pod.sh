@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Training on all workers of a Cloud TPU slice: copies this commit to them, installs, starts the same program on each.
 # Usage: TPU=name ZONE=zone [DRY_RUN=1] bash launch/tpu_pod.sh /mnt/shared/walker --config=experiments/configs/walker.py:paper
-# The run folder has to be a folder that every worker mounts (Filestore, or a bucket through gcsfuse). The same command
+# The run folder has to be a folder that every worker mounts (Filestore; in a bucket, renaming
+# a folder, by which checkpoints appear, is not one step). The same command
 # resumes; STOP=1 instead of the run saves and stops it.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -114,8 +114,6 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"explore.heads": 1}, "config.explore.heads=1 cannot disagree"),
         ({"seed": -1}, "config.seed=-1 must be at least 0"),
         ({"fusion.width": 0}, "config.fusion.width=0 must be at least 1"),
-        ({"data.capacity": 400}, "episodes of walker have 501 rows, which is less than config.train.length=16 or more"),
-        ({"train.length": 512}, "episodes of walker have 501 rows, which is less than config.train.length=512"),
     ],
 )
 def test_values_that_cannot_work_are_named(fields, message):

@@ -66,7 +66,9 @@ def list_episodes(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*.ep") if not path.name.startswith("."))
 
 
-def require_fitting(folder: str | Path, *, body: str, size: int, action_dim: int, length: int, capacity: int) -> None:
+def require_fitting(
+    folder: str | Path, body: str, size: int, action_dim: int, length: int, capacity: int
+) -> None:
     """Check by their headers that a folder's episodes can be learned from; corrupt files are left to those who read.
 
     Args:
@@ -80,14 +82,15 @@ def require_fitting(folder: str | Path, *, body: str, size: int, action_dim: int
     Raises:
         ValueError: naming the first that does not fit, or if there is none.
     """
-    wanted, longest = (("uint8", (size, size, 3)), ("float32", (action_dim,))), 0
-    paths = list_episodes(folder)
+    paths, longest = list_episodes(folder), 0
     for path in paths:
         with suppress(CorruptFile):
             episode = open_records(path)
-            found, of = (episode.fields.get("image"), episode.fields.get("action")), episode.meta.get("body") or body
-            if found != wanted or of != body:
-                raise ValueError(f"{path} is of body {of} and holds (image, action) {found}, but {body} needs {wanted}")
+            if episode.meta.get("body") not in (None, "", body):
+                raise ValueError(f"{path} is of body {episode.meta['body']}, not {body}")
+            for name, wanted in (("image", ("uint8", (size, size, 3))), ("action", ("float32", (action_dim,)))):
+                if episode.fields.get(name) != wanted:
+                    raise ValueError(f"{path} has {name} {episode.fields.get(name)}, but {body} needs {wanted}")
             if episode.rows > capacity:
                 raise ValueError(f"{path} has {episode.rows} frames, more than config.data.capacity={capacity}")
             longest = max(longest, episode.rows)

@@ -52,9 +52,14 @@ def check_inputs(path: Path, config: ConfigDict) -> None:
             a data set of another body or of other shapes, or one without the precomputed embeddings.
     """
     validate(config)
+    body, length, capacity = get_body(config.body), config.train.length, config.data.capacity
     if config.data.folder:
-        body, needs = get_body(config.body), dict(length=config.train.length, capacity=config.data.capacity)
-        require_fitting(config.data.folder, body=body.name, size=config.env.size, action_dim=body.action_dim, **needs)
+        require_fitting(config.data.folder, body.name, config.env.size, body.action_dim, length, capacity)
+    elif not length <= (rows := body.control_steps // config.env.action_repeat + 1) <= capacity:
+        raise ValueError(
+            f"episodes of {body.name} have {rows} rows, which is less than config.train.length={length} or more than "
+            f"config.data.capacity={capacity}"
+        )
     if not (path / "prompts.npz").exists():
         for prompt in sentences(config):
             check_prompt(prompt)

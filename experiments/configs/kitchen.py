@@ -2,7 +2,7 @@
 
 Command:   bitagent train runs/kitchen --config=experiments/configs/kitchen.py:cpu
 Install:   pip install 'bitagent_jax[kitchen]'
-Argument:  comma-separated presets (debug, cpu, paper) and ablations (no_tamf, no_jbo, neg_kl, hold, ...)
+Argument:  comma-separated presets (debug, cpu, paper, short, bf16) and ablations (no_tamf, no_jbo, ...)
 Hardware:  one data-centre GPU that also renders: software OpenGL draws about one picture a CPU-second
 """
 

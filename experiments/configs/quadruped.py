@@ -1,7 +1,7 @@
 """Quadruped: stand, walk and run from sentences, one policy.
 
 Command:   bitagent train runs/quadruped --config=experiments/configs/quadruped.py:cpu
-Argument:  comma-separated presets (debug, cpu, paper) and ablations (no_tamf, no_jbo, neg_kl, hold, ...)
+Argument:  comma-separated presets (debug, cpu, paper, short, bf16) and ablations (no_tamf, no_jbo, ...)
 Hardware:  cpu: 2 cores, about a quarter of an hour; paper: one data-centre GPU or a TPU slice
 """
 

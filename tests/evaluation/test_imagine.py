@@ -17,7 +17,8 @@ def test_films_show_the_task_the_imagined_and_the_real_rollout(agent, tmp_path, 
     shown = {}
     monkeypatch.setattr(module, "contact_sheet", lambda path, frames, every: shown.update(frames) or path)
     paths = module.imagine(agent, "Walk, fast & clean!", tmp_path, steps=6, seed=2)
-    assert paths["video"] == tmp_path / "walk_fast_clean.mp4" and paths["video"].stat().st_size > 1000
+    stem = module._stem("Walk, fast & clean!")
+    assert paths["video"] == tmp_path / f"{stem}.mp4" and paths["video"].stat().st_size > 1000
     assert list(shown) == ["task imagination", "policy, imagined", "policy, real"]
     for frames in shown.values():
         assert frames.shape == (6, 64, 64, 3) and frames.dtype == np.uint8 and np.ptp(frames) > 0

@@ -47,8 +47,8 @@ def test_a_data_set_that_does_not_fit_is_named_before_a_folder_is_made(trained, 
             train(tmp_path / "run", config)
         assert not (tmp_path / "run").exists()
 
-    refused("is of body walker and holds .*, but cheetah needs", body="cheetah")
-    refused("is of body walker and holds .*, but quadruped needs .*12", {"body": "quadruped"}, body="quadruped")
+    refused("is of body walker, not cheetah", body="cheetah")
+    refused(r"has action .*6.*, but quadruped needs .*12", {"body": "quadruped"}, body="quadruped")
     refused("holds 1 episode files, the longest valid one of 7 rows, but config.train.length=16", rows=7)
     refused("more than config.data.capacity=100", **{"data.capacity": 100})
     (tmp_path / "data" / "0.ep").write_bytes(b"BiTrows1 not a table")
@@ -56,3 +56,12 @@ def test_a_data_set_that_does_not_fit_is_named_before_a_folder_is_made(trained, 
     config.data.folder = str(tmp_path / "data")
     with pytest.raises(ValueError, match="holds 1 episode files, the longest valid one of 0 rows"):
         session.check_inputs(tmp_path / "run", config)
+
+
+@pytest.mark.parametrize("field, value", [("data.capacity", 400), ("train.length", 512)])
+def test_episodes_that_will_be_too_short_or_too_long_are_named_before_they_are_collected(tmp_path, field, value):
+    config = make_config("walker", "debug")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=f"episodes of walker have 501 rows.*config.{field}={value}"):
+        train(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
