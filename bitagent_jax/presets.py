@@ -7,7 +7,7 @@ SHORT = {
     "fusion.skip_task": True,
     "behavior.init_std": 0.4,
     "behavior.discount": 0.97,
-    "behavior.regression": 1.0,
+    "behavior.regression": 0.5,
     "reward.similarity": "likelihood",
     "optim.kind": "muon",
     "optim.refine": 0.1,
@@ -19,7 +19,7 @@ SHORT = {
     "imagination.stride": 2,
     "joint.world_model_in_stage2": False,
     "train.stage1_steps": 8000,
-    "train.stage2_steps": 3000,
+    "train.stage2_steps": 4000,
 }
 """The recipe of the learning proof without its sizes; its rates, for wider layers, are untested."""
 

@@ -2,10 +2,11 @@
 
     pip install -e '.[plots]' && python -m experiments.learning_proof runs/proof [--variants full] [--seeds 0 1 2]
 
-Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then 44 to 49 minutes for two runs side by
+Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then 41 to 45 minutes for two runs side by
 side, pinned to a core each (one alone on both cores was not timed).  Each run and the collection continue when called
 again, and what is in the results is not done again, so that the runs can be spread over days and machines.  Other
-sizes (``--presets paper,short,bf16``), ``--steps`` and ``--episodes`` need a folder of ``--results`` of their own.
+sizes (``--presets paper,short,bf16``), ``--steps``, ``--episodes`` and another encoder need a folder of ``--results``
+of their own.
 
 Every variant and seed learns from the same episodes, collected by `bitagent collect --mix zoo`, without rewards or
 labels:
@@ -21,20 +22,27 @@ interval is 1.96 standard errors of the mean over seeds, or, of a single seed, o
 """
 
 import argparse
+import fcntl
+import hashlib
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bitagent_jax.config import make_config
+from bitagent_jax.config import flatten, make_config
 from bitagent_jax.envs.tasks import TASKS, normalised_score, tasks_of
 from bitagent_jax.evaluation import rollouts
 from bitagent_jax.evaluation.gather import gather
+from bitagent_jax.files import write_atomically
 from bitagent_jax.inference import load
+from bitagent_jax.mllm.embedded import CARD
+from bitagent_jax.presets import SHORT
 from bitagent_jax.training.checkpoint import Checkpoints
 from bitagent_jax.training.loops import train
 
@@ -44,7 +52,7 @@ STAND_WALK_RUN = ("walker_stand", "walker_walk", "walker_run")
 DATA = {"episodes": 675, "mix": "zoo", "num_envs": 45, "seed": 1}
 FINAL, ALONG = 10, 4
 """Episodes a task by which the last checkpoint and the earlier ones of stage 2 are scored."""
-STEPS = 8000, 3000
+STEPS = SHORT["train.stage1_steps"], SHORT["train.stage2_steps"]
 TRAIN = {
     "train.log_every": 100,
     "train.checkpoint_every": 1000,
@@ -77,6 +85,39 @@ def shuffled(seed: int) -> tuple[str, ...]:
             return tuple(TASKS[name].prompt for name in drawn)
 
 
+def settings_of(presets: str, steps: tuple[int, int], episodes: int) -> dict[str, Any]:
+    """Return what the runs of one table have in common: arguments, the resulting config, the encoder's weights."""
+    config = flatten(configure("full", 0, Path(), presets, steps))
+    values = json.dumps(config, sort_keys=True).encode()
+    encoder = json.loads(CARD.read_text())["sha256"][:8]
+    return {"presets": presets, "steps": list(steps), "episodes": episodes, "encoder": encoder,
+            "config": hashlib.sha256(values).hexdigest()[:8]}  # fmt: skip
+
+
+def read(store: Path, settings: dict[str, Any]) -> dict[str, dict]:
+    """Return the results so far, one entry a run; ValueError if they are of other settings."""
+    stored = json.loads(store.read_text()) if store.exists() else {"settings": settings, "runs": {}}
+    if stored["settings"] != settings:
+        raise ValueError(
+            f"{store} is of another experiment, {stored['settings']}, not {settings}: give --results another folder"
+        )
+    return stored["runs"]
+
+
+def add(store: Path, settings: dict[str, Any], name: str, result: dict) -> dict[str, dict]:
+    """Add a run to the results, to which other processes may add too, and return them all."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(store.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        runs = dict(sorted((read(store, settings) | {name: json.loads(json.dumps(result))}).items()))
+        text = json.dumps({"settings": settings, "runs": runs}, indent=1) + "\n"
+        write_atomically(store, lambda file: file.write(text.encode()))
+    finally:
+        os.close(folder)
+    return runs
+
+
 def prove(run: Path, config: ConfigDict) -> dict:
     """Train a run, or what is missing of it, and score its checkpoints of stage 2."""
     clock, begun = run.with_suffix(".seconds"), time.monotonic()
@@ -84,7 +125,8 @@ def prove(run: Path, config: ConfigDict) -> dict:
         train(run, config)
     finally:
         before = float(clock.read_text()) if clock.exists() else 0.0
-        clock.write_text(str(before + time.monotonic() - begun))
+        seconds = str(before + time.monotonic() - begun).encode()
+        write_atomically(clock, lambda file: file.write(seconds))
     with Checkpoints(run / "checkpoints") as checkpoints:
         steps = [step for step in checkpoints.steps() if step >= config.train.stage1_steps]
     curve = {step: score(run, step, FINAL if step == steps[-1] else ALONG) for step in steps}
@@ -177,12 +219,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("the curves need matplotlib: pip install -e '.[plots]'")
-    usual = given.presets == "cpu" and tuple(given.steps) == STEPS and given.episodes == DATA["episodes"]
-    if given.results == RESULTS and not usual:
-        parser.error("other presets, steps or episodes are another experiment: give --results a folder of its own")
-    store = given.results / "learning_proof.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
-    given.results.mkdir(parents=True, exist_ok=True)
+    store, steps = given.results / "learning_proof.json", tuple(given.steps)
+    settings = settings_of(given.presets, steps, given.episodes)
+    try:
+        results = read(store, settings)
+    except ValueError as error:
+        parser.error(str(error))
     for variant in given.variants:
         for seed in given.seeds:
             name = f"{variant}-{seed}"
@@ -193,10 +235,8 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 data = given.out / "data"
                 gather(data, STAND_WALK_RUN, **(DATA | {"episodes": given.episodes}))
-                result = prove(given.out / name, configure(variant, seed, data, given.presets, tuple(given.steps)))
-            results = json.loads(store.read_text()) if store.exists() else {}  # another process may have added to it
-            results = dict(sorted((results | {name: json.loads(json.dumps(result))}).items()))
-            store.write_text(json.dumps(results, indent=1) + "\n")
+                result = prove(given.out / name, configure(variant, seed, data, given.presets, steps))
+            results = add(store, settings, name, result)
     print(table(results))
     plot(results, given.results / "learning_proof.png")
 

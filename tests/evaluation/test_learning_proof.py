@@ -47,13 +47,29 @@ def test_the_table_takes_the_last_checkpoint_of_each_run():
     assert lines[3].startswith("| random | 1 | 0.00 ± 0.00") and len(lines) == 4
 
 
+def test_results_are_added_to_and_those_of_other_settings_refused(tmp_path):
+    store, settings = tmp_path / "new" / "proof.json", learning_proof.settings_of("debug", (20, 10), 45)
+    assert learning_proof.read(store, settings) == {}
+    learning_proof.add(store, settings, "full-1", {"minutes": 2})
+    assert list(learning_proof.add(store, settings, "full-0", {"minutes": 1})) == ["full-0", "full-1"]
+    for other in (("debug", (20, 20), 45), ("debug", (20, 10), 90), ("debug,genrl", (20, 10), 45)):
+        with pytest.raises(ValueError, match="another experiment"):
+            learning_proof.add(store, learning_proof.settings_of(*other), "full-2", {})
+    assert learning_proof.read(store, settings).keys() == {"full-0", "full-1"}
+
+
+def test_the_results_in_the_repository_are_of_these_settings():
+    settings = learning_proof.settings_of("cpu", learning_proof.STEPS, learning_proof.DATA["episodes"])
+    assert learning_proof.read(learning_proof.RESULTS / "learning_proof.json", settings)
+
+
 @pytest.mark.slow
 def test_a_run_is_scored_drawn_and_not_done_twice(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     arguments = [str(tmp_path / "out"), "--presets", "debug", "--episodes", "45", "--results", str(tmp_path / "kept")]
     learning_proof.main([*arguments, "--variants", "full", "random"])
     store = tmp_path / "kept" / "learning_proof.json"
-    found = json.loads(store.read_text())
+    found = json.loads(store.read_text())["runs"]
     assert found.keys() == {"full-0", "random-0"} and list(found["full-0"]["curve"]) == ["20", "30"]
     assert len(found["full-0"]["curve"]["30"]["walker_run"]) == learning_proof.FINAL
     assert (tmp_path / "kept" / "learning_proof.png").stat().st_size > 10_000
