@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reward.similarity": ("max_cosine", "cosine", "neg_kl", "likelihood"),
     "imagination.semantics": ("decode", "hold"),
     "optim.kind": ("adam", "muon"),
+    "task_imagination.feed": ("data", "own"),
     "compute.dtype": ("float32", "bfloat16"),
 }
 
@@ -108,7 +109,7 @@ def defaults() -> ConfigDict:
             "fusion": {
                 "kind": "tamf",  # [P]; concat: linear of [e; s; tau]; none: [s; tau]
                 "layers": 4,  # [D]
-                "width": 1024,  # [D]
+                "width": 512,  # [D]
                 "layer_scale": 0.01,  # [D]
                 "skip": False,  # [D] show actor and critic the state beside the fused feature
                 "skip_task": False,  # [D] and the task
@@ -117,6 +118,7 @@ def defaults() -> ConfigDict:
             },
             "task_imagination": {
                 "action": False,  # [D] condition the task prior on the action too
+                "feed": "data",  # [G] whose latents it goes on from in training: data | own
                 "segment": 16,  # [D] steps rolled from the learned initial state in training; a multiple of 8
                 "kl_scale": 0.8,  # [G]
             },
@@ -196,7 +198,7 @@ LATER = (
 )  # fmt: skip
 """How fields begin that runs of earlier versions lack; their defaults learn what those versions did."""
 
-EARLIER = {"fusion.gates_learn_semantic": True}
+EARLIER = {"fusion.gates_learn_semantic": True, "task_imagination.feed": "own"}
 """Fields that they lack too, with what those versions did."""
 
 

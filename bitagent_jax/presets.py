@@ -5,6 +5,7 @@ from typing import Any
 SHORT = {
     "fusion.skip": True,
     "fusion.skip_task": True,
+    "task_imagination.feed": "own",
     "behavior.init_std": 0.4,
     "behavior.discount": 0.97,
     "behavior.regression": 0.5,
@@ -51,8 +52,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "explore.updates": 40,
         "optim.model_lr": 5e-3,
         "optim.behavior_lr": 2e-3,
-        "train.stage1_steps": 1500,
-        "train.stage2_steps": 1500,
+        "train.stage1_steps": 3500,
+        "train.stage2_steps": 1200,
         "train.batch": 16,
         "train.length": 16,
         "train.log_every": 50,

@@ -38,11 +38,12 @@ def make_act(graph: nnx.GraphDef, config: ConfigDict) -> Callable:
         state = {"deter": carry["deter"], "stoch": carry["stoch"]}
         features = agent.world_model.encode(image)
         state, _ = agent.world_model.filter(state, features, carry["action"], is_first, model_key)
+        fuse = agent.fuser(task)
         if hold:
             embedding = agent.adapt(embedding)
         else:
-            embedding, has = agent.read_semantics(state, task), jnp.ones_like(is_first)
-        mean, std = agent.actor(agent.fusion(embedding, has, feature(state), task))
+            embedding, has = agent.read_semantics(state, fuse), jnp.ones_like(is_first)
+        mean, std = agent.actor(fuse(embedding, has, feature(state)))
         action = gaussian_sample(action_key, mean, std) if sample else mean
         return action, {**state, "action": action}
 

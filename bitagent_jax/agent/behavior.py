@@ -71,6 +71,8 @@ def rollout(agent, start, embedding, has, task, horizon: int, semantics: str, ke
         ``prior`` is the state that action ``t`` led to; ``deter`` and ``stoch [N, H, ...]`` of those states.
     """
 
+    fuse = agent.fuser(task)
+
     def step(carry, key):
         state, fused, embedding, has = carry
         act_key, state_key = jax.random.split(key)
@@ -78,12 +80,12 @@ def rollout(agent, start, embedding, has, task, horizon: int, semantics: str, ke
         action = gaussian_sample(act_key, mean, std)
         state, prior = agent.world_model.imagine(state, action, state_key)
         if semantics == "decode":
-            embedding, has = agent.read_semantics(state, task), jnp.ones_like(has)
-        after = agent.fusion(embedding, has, feature(state), task).astype(jnp.float32)
+            embedding, has = agent.read_semantics(state, fuse), jnp.ones_like(has)
+        after = fuse(embedding, has, feature(state)).astype(jnp.float32)
         out = {"fused": after, "prior": prior, "mean": mean, "std": std, "action": action, **state}
         return (state, after, embedding, has), out
 
-    first = agent.fusion(embedding, has, feature(start), task).astype(jnp.float32)
+    first = fuse(embedding, has, feature(start)).astype(jnp.float32)
     step = jax.checkpoint(step, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
     _, out = jax.lax.scan(step, (start, first, embedding, has), jax.random.split(key, horizon))
     out = jax.tree.map(lambda x: x.swapaxes(0, 1), out)

@@ -7,24 +7,22 @@ The paper lists a residual inside A as well; with it z would double at each laye
 outer sum is the residual.  A hidden or not yet available ``e_v`` is a learned token, never a zero vector.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 
 class Expert(nnx.Module):
-    """``A(z) = LayerScale(Linear(GEGLU(LN(z))))``."""
+    """The parameters of ``A(z) = LayerScale(Linear(GEGLU(LN(z))))``; two are applied as :class:`Merged`."""
 
     def __init__(self, width: int, scale: float, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.up = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.scale = nnx.Param(jnp.full((width,), scale, jnp.float32))
-
-    def __call__(self, z: jax.Array) -> jax.Array:
-        """Map ``[..., W]`` to ``[..., W]``."""
-        value, gate = jnp.split(self.up(self.norm(z)), 2, axis=-1)
-        return self.scale[...] * self.down(value * nnx.gelu(gate))
 
 
 class Fusion(nnx.Module):
@@ -64,29 +62,72 @@ class Fusion(nnx.Module):
             embedding: unit ``e_v [..., D]`` (or a decoded one); ignored where ``has`` is False.
             has: bool ``[...]``, or None when no row has an embedding.
             state: world-model feature ``[..., F]``.
-            task: unit ``tau [..., D]``.
+            task: unit ``tau [..., D]``, of which axes may be 1.
             learn_gates: False where ``tau`` has nothing to do with what is learned.
 
         Returns:
             ``z [..., W]``, layer-normalised, followed by ``s`` and ``tau`` where ``skip`` and ``skip_task`` say so.
         """
-        shape = (*state.shape[:-1], self.embed)
-        missing = jnp.broadcast_to(self.missing[...], shape)
-        scaled = missing if has is None else jnp.where(has[..., None], embedding * self.embed**0.5, missing)
-        task = jnp.broadcast_to(task, shape)
+        return self.fuser(task, learn_gates)(embedding, has, state)
+
+    def fuser(self, task: jax.Array, learn_gates: bool = True) -> Callable[..., jax.Array]:
+        """Return ``fuse(embedding, has, state)`` for a task: what a loop can do once, before it begins, is done."""
         scaled_task = task * self.embed**0.5
         if self.kind == "tamf":
             gates = self.gates(task) if learn_gates else jax.lax.stop_gradient(self.gates(task))
-            fused = self.norm(self._layers(self.fuse(jnp.concatenate([scaled, state], -1)), gates))
-        else:
-            parts = [scaled] if self.kind == "concat" else []
-            fused = self.norm(self.fuse(jnp.concatenate([*parts, state, scaled_task], -1)))
-        skipped = [state] * self.skip + [scaled_task] * self.skip_task
-        return jnp.concatenate([fused, *(x.astype(fused.dtype) for x in skipped)], -1)
+            pairs = [(getattr(self, f"semantic{i}"), getattr(self, f"dynamic{i}")) for i in range(self.layers)]
+            merged = [Merged.of(*pair) for pair in pairs]
 
-    def _layers(self, z, gates):
-        for i in range(self.layers):
-            dynamics = gates[..., i, None].astype(z.dtype)
-            semantic, dynamic = getattr(self, f"semantic{i}")(z), getattr(self, f"dynamic{i}")(z)
-            z = z + (1 - dynamics) * semantic + dynamics * dynamic
-        return z
+        def fuse(embedding, has, state):
+            shape = (*state.shape[:-1], self.embed)
+            missing = jnp.broadcast_to(self.missing[...], shape)
+            scaled = missing if has is None else jnp.where(has[..., None], embedding * self.embed**0.5, missing)
+            of_task = jnp.broadcast_to(scaled_task, shape)
+            if self.kind == "tamf":
+                z = self.fuse(jnp.concatenate([scaled, state], -1)).astype(jnp.float32)
+                for i, experts in enumerate(merged):
+                    z = z + experts(z, gates[..., i, None])
+            else:
+                parts = [scaled] if self.kind == "concat" else []
+                z = self.fuse(jnp.concatenate([*parts, state, of_task], -1))
+            fused = self.norm(z)
+            skipped = [state] * self.skip + [of_task] * self.skip_task
+            return jnp.concatenate([fused, *(x.astype(fused.dtype) for x in skipped)], -1)
+
+        return fuse
+
+
+class Merged(NamedTuple):
+    """A layer's two experts side by side, so that their weighted sum takes two products instead of four.
+
+    The scales of LayerNorm and LayerScale are part of the kernels; the shares act on the hidden units.
+
+    Attributes:
+        up, up_bias: of both experts side by side, ``[W, 4W]`` and ``[4W]``.
+        down, down_bias: of both, ``[2W, W]`` and ``[2, W]``.
+    """
+
+    up: jax.Array
+    up_bias: jax.Array
+    down: jax.Array
+    down_bias: jax.Array
+
+    @classmethod
+    def of(cls, semantic: Expert, dynamic: Expert) -> "Merged":
+        """Merge two experts, in the dtype that they compute in."""
+        experts = semantic, dynamic
+        merged = cls(
+            jnp.concatenate([e.norm.scale[:, None] * e.up.kernel[...] for e in experts], 1),
+            jnp.concatenate([e.norm.bias[...] @ e.up.kernel[...] + e.up.bias[...] for e in experts]),
+            jnp.concatenate([e.down.kernel[...] * e.scale[...] for e in experts]),
+            jnp.stack([e.down.bias[...] * e.scale[...] for e in experts]),
+        )
+        return cls(*(x.astype(semantic.up.dtype) for x in merged))
+
+    def __call__(self, z: jax.Array, share: jax.Array) -> jax.Array:
+        """Return ``(1 - share) A_sem(z) + share A_dyn(z)``: z ``[..., W]``, share ``[..., 1]``."""
+        x = jax.nn.standardize(z.astype(jnp.float32), epsilon=1e-6).astype(self.up.dtype)
+        value, gate, other, other_gate = jnp.split(x @ self.up + self.up_bias, 4, axis=-1)
+        shares = jnp.concatenate([1 - share, share], -1).astype(x.dtype)
+        hidden = [shares[..., :1] * value * nnx.gelu(gate), shares[..., 1:] * other * nnx.gelu(other_gate)]
+        return jnp.concatenate(hidden, -1) @ self.down + shares @ self.down_bias

@@ -160,7 +160,7 @@ def world_losses(agent, observed: dict, batch: dict, config: ConfigDict, key) ->
     embedding = jax.lax.stop_gradient(agent.adapt(batch["embedding"]))
     matching = task_imagination.matching_losses(
         agent.task_imagination, observed, batch["action"], embedding, batch["has_embedding"],
-        config.task_imagination.segment, key,
+        config.task_imagination.segment, config.task_imagination.feed, key,
     )  # fmt: skip
     matched = {name: masked(matching[name], matching["valid"]) for name in ("task_kl", "dynamics_kl")}
     return agent.world_model.loss(observed, batch["image"]) | matched
@@ -228,12 +228,12 @@ def regression(agent, slow, observed, batch, prompts, ids, config: ConfigDict) -
     """
     stop = jax.lax.stop_gradient
     state = {k: stop(observed[k]) for k in ("deter", "stoch")}
-    task = prompts[ids][:, None]
+    fuse = agent.fuser(prompts[ids][:, None])
     if config.imagination.semantics == "decode":
-        embedding, has = agent.read_semantics(state, task), jnp.ones_like(batch["has_embedding"])
+        embedding, has = agent.read_semantics(state, fuse), jnp.ones_like(batch["has_embedding"])
     else:
         embedding, has = agent.adapt(batch["embedding"]), batch["has_embedding"]
-    fused = stop(agent.fusion(embedding, has, feature(state), task).astype(jnp.float32))
+    fused = stop(fuse(embedding, has, feature(state)).astype(jnp.float32))
     path = {"stoch": state["stoch"], "prior": stop(observed["post"]), "action": batch["action"]}
     reward, _ = task_reward(agent, slow, path, prompts, ids, config)
     value, settings = slow.critic(fused), config.behavior

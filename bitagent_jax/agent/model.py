@@ -1,5 +1,7 @@
 """The whole agent as one module tree, and the few calls that join its parts."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,6 +21,7 @@ class BiTAgent(nnx.Module):
         config = FrozenConfigDict(config)
         kw = {"dtype": jnp.dtype(config.compute.dtype), "rngs": rngs}
         self.embed, self.actions = embed, actions
+        self.skip = int(config.task_imagination.feed == "data")
         self.world_model = WorldModel(config.world_model, actions, **kw)
         self.fusion = Fusion(config.fusion, embed, self.world_model.feature_dim, **kw)
         width = config.fusion.width
@@ -35,11 +38,22 @@ class BiTAgent(nnx.Module):
         """Pass frozen video embeddings ``[..., D]`` through the adapter, if there is one."""
         return embedding if self.adapter is None else self.adapter(embedding)
 
-    def read_semantics(self, state, task: jax.Array) -> jax.Array:
-        """Decode the embedding that a state implies: ``e^ = f_dec(f_TAMF(no e_v, s, tau))``, ``[..., D]``."""
-        return self.semantic(self.fusion(None, None, feature(state), task))
+    def fuser(self, task: jax.Array) -> Callable[..., jax.Array]:
+        """Return ``fuse(embedding, has, state)``: the fusion for a task, with what a loop can do once done."""
+        return self.fusion.fuser(task)
+
+    def read_semantics(self, state, fuse: Callable) -> jax.Array:
+        """Decode the embedding that a state implies: ``e^ = f_dec(f_TAMF(no e_v, s, tau))``, ``[..., D]``.
+
+        ``fuse`` is ``fuser(task)``.
+        """
+        return self.semantic(fuse(None, None, feature(state)))
 
     def target(self, task: jax.Array, action: jax.Array) -> jax.Array:
-        """Imagine the task: aligned ``tau [N, D]`` for H steps of ``action [N, H, A]`` -> ``[N, H, S, C]``."""
+        """Imagine the task: aligned ``tau [N, D]`` for H steps of ``action [N, H, A]`` -> ``[N, H, S, C]``.
+
+        Where training feeds it latents of the data, the step off the learned start is left out, as in GenRL.
+        """
+        action = jnp.concatenate([action[:, : self.skip], action], 1)
         aligned = jnp.broadcast_to(self.aligner(task)[:, None], (*action.shape[:2], self.embed))
-        return self.task_imagination.rollout(aligned, action)
+        return self.task_imagination.rollout(aligned, action)[:, self.skip :]

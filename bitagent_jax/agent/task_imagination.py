@@ -33,11 +33,7 @@ class TaskImagination(nnx.Module):
         Returns:
             task-prior log-probabilities ``[B, H, S, C]``.
         """
-        control = embedding * self.embed**0.5
-        if self.with_action:
-            control = jnp.concatenate([control, action], -1)
-        deter = jnp.broadcast_to(jnp.tanh(self.start[...]), (embedding.shape[0], self.start.shape[0]))
-        stoch = flatten_latent(mode_onehot(self.dynamics.prior(deter)))
+        deter, stoch = self._start(embedding.shape[0])
         keys = None if key is None else jax.random.split(key, embedding.shape[1])
 
         def step(carry, inputs):
@@ -48,8 +44,31 @@ class TaskImagination(nnx.Module):
             stoch = mode_onehot(prior) if key is None else sample_onehot(key, prior)
             return (deter, flatten_latent(stoch)), prior
 
-        _, priors = jax.lax.scan(step, (deter, stoch), (control.swapaxes(0, 1), keys))
+        _, priors = jax.lax.scan(step, (deter, stoch), (self._control(embedding, action).swapaxes(0, 1), keys))
         return priors.swapaxes(0, 1)
+
+    def follow(self, embedding: jax.Array, action: jax.Array, stoch: jax.Array) -> jax.Array:
+        """Predict each step from what came before it in the data: like ``rollout``, but fed ``z`` of the data.
+
+        Args:
+            embedding, action: as of ``rollout``.
+            stoch: drawn posterior latents ``[B, H, S*C]``, of which step ``t`` is told those before it.
+
+        Returns:
+            task-prior log-probabilities ``[B, H, S, C]``.
+        """
+        deter, first = self._start(embedding.shape[0])
+        before = jnp.concatenate([first[:, None], stoch[:, :-1]], 1)
+        gates = self.dynamics.gates(before, self._control(embedding, action))
+        return self.dynamics.prior(self.dynamics.gru.unroll(gates, deter))
+
+    def _start(self, batch: int) -> tuple[jax.Array, jax.Array]:
+        deter = jnp.broadcast_to(jnp.tanh(self.start[...]), (batch, self.start.shape[0]))
+        return deter, flatten_latent(mode_onehot(self.dynamics.prior(deter)))
+
+    def _control(self, embedding: jax.Array, action: jax.Array) -> jax.Array:
+        control = embedding * self.embed**0.5
+        return jnp.concatenate([control, action], -1) if self.with_action else control
 
 
 def clip_segments(embedding: jax.Array, has: jax.Array, segment: int) -> tuple[jax.Array, jax.Array]:
@@ -71,7 +90,7 @@ def clip_segments(embedding: jax.Array, has: jax.Array, segment: int) -> tuple[j
     return jnp.repeat(clip, CLIP, axis=1), jnp.repeat(valid, CLIP, axis=1).astype(bool)
 
 
-def matching_losses(module: TaskImagination, observed, action, embedding, has, segment: int, key) -> dict:
+def matching_losses(module: TaskImagination, observed, action, embedding, has, segment: int, feed: str, key) -> dict:
     """Match the task prior to the world model on data, per row.
 
     Returns:
@@ -81,9 +100,12 @@ def matching_losses(module: TaskImagination, observed, action, embedding, has, s
     """
     batch, length = has.shape
     clips, valid = clip_segments(embedding, has, segment)
-    prior = module.rollout(clips, action.reshape(-1, segment, action.shape[-1]), key)
+    stop, cut = jax.lax.stop_gradient, lambda x: x.reshape(-1, segment, x.shape[-1])
+    if feed == "data":
+        prior = module.follow(clips, cut(action), cut(stop(observed["stoch"])))
+    else:
+        prior = module.rollout(clips, cut(action), key)
     prior = prior.reshape(batch, length, *prior.shape[2:])
-    stop = jax.lax.stop_gradient
     return {
         "task_kl": categorical_kl(stop(observed["post"]), prior),
         "dynamics_kl": categorical_kl(stop(observed["prior"]), prior),

@@ -60,7 +60,7 @@ def policy_frames(graph, params, carry: dict, task, embedding, has, steps: int, 
     agent = nnx.merge(graph, params)
     start = {name: carry[name] for name in ("deter", "stoch")}
     if semantics == "decode":
-        embedding, has = agent.read_semantics(start, task[None]), jnp.ones_like(has)
+        embedding, has = agent.read_semantics(start, agent.fuser(task[None])), jnp.ones_like(has)
     else:
         embedding = agent.adapt(embedding)
     path = behavior.rollout(agent, start, embedding, has, task[None], steps, semantics, key)

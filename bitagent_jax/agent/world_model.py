@@ -84,15 +84,7 @@ class WorldModel(nnx.Module):
     def _observe_frames(self, stoch, action, is_first):
         before = jnp.pad(stoch, ((0, 0), (1, 0), (0, 0)))[:, :-1]
         gates = self.dynamics.gates(jnp.where(is_first[..., None], 0.0, before), action)
-
-        def step(deter, inputs):
-            gate, first = inputs
-            deter = self.dynamics.gru(gate, jnp.where(first[:, None], 0.0, deter))
-            return deter, deter
-
-        start = self.initial(stoch.shape[0])["deter"]
-        _, deter = jax.lax.scan(step, start, (gates.swapaxes(0, 1), is_first.swapaxes(0, 1)))
-        return deter.swapaxes(0, 1)
+        return self.dynamics.gru.unroll(gates, self.initial(stoch.shape[0])["deter"], is_first)
 
     def _observe_history(self, embed, action, is_first, key):
         def step(state, inputs):

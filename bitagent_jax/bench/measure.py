@@ -31,9 +31,9 @@ def programs(
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     if profiled and compile_only:
         raise ValueError("--profile runs the programs and --compile-only does not: choose one")
+    told = program.facts(makers[0][0], preset)
     done = [(config, program.compiled(make())) for config, make in makers]
     rows = [program.static_row(compiled, config) for config, compiled in done]
-    told = program.facts(makers[0][0], preset)
     if not compile_only:
         peak = program.matmul_peak(makers[0][0].compute.dtype)
         told |= {"matmul peak (GFLOP/s)": peak / 1e9, "repeats": repeats}

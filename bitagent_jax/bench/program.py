@@ -23,6 +23,7 @@ from bitagent_jax.training import sharding
 FIELDS = ("body", "train.batch", "train.length", "compute.dtype", "compute.fsdp")
 EMBED = 512  # width assumed of an encoder whose weights are not at hand
 GIB = 2**30
+MEASURED = "step (ms)", "min", "max", "in a row (ms)", "frames/s", "GFLOP/s", "of peak", "peak memory (GiB)"
 
 
 class Program(NamedTuple):
@@ -156,12 +157,16 @@ def static_row(done: Compiled, config: ConfigDict) -> dict[str, Any]:
         "compile (s)": done.seconds,
         "memory (GiB)": memory(done.executable) / GIB,
         "GFLOP": flops / 1e9,
-        **dict.fromkeys(("step (ms)", "min", "max", "frames/s", "GFLOP/s", "of peak", "peak memory (GiB)")),
+        **dict.fromkeys(MEASURED),
     }
 
 
-def time_steps(all_done: list[Compiled], repeats: int) -> list[list[float]]:
-    """Run the programs in turn, ``repeats`` times after two for warming up; returns the seconds of each run."""
+def time_steps(all_done: list[Compiled], repeats: int) -> list[tuple[list[float], float]]:
+    """Run the programs in turn, ``repeats`` times after two for warming up, then each as often without waiting.
+
+    Returns:
+        of each program the seconds of its single runs, and of one of those in a row, as in training.
+    """
     running = [[done, done.program.init(), random_batch(done.program)] for done in all_done]
     times: list[list[float]] = [[] for _ in running]
     for round_ in range(repeats + 2):
@@ -171,15 +176,23 @@ def time_steps(all_done: list[Compiled], repeats: int) -> list[list[float]]:
             jax.block_until_ready((running[place][1], metrics))
             if round_ > 1:
                 times[place].append(time.perf_counter() - begun)
-    return times
+    in_a_row = []
+    for done, state, batch in running:
+        begun = time.perf_counter()
+        for _ in range(repeats):
+            state, metrics = done.executable(state, batch)
+        jax.block_until_ready((state, metrics))
+        in_a_row.append((time.perf_counter() - begun) / repeats)
+    return list(zip(times, in_a_row, strict=True))
 
 
-def measured_row(row: dict[str, Any], times: list[float], frames: int, peak: float) -> dict[str, Any]:
+def measured_row(row: dict[str, Any], times: tuple[list[float], float], frames: int, peak: float) -> dict[str, Any]:
     """Complete a static row; ``peak`` is FLOP/s of one device."""
-    step = median(times)
+    single, step = times
     rate = row["GFLOP"] * 1e9 / step
     return row | {
-        "step (ms)": step * 1e3, "min": min(times) * 1e3, "max": max(times) * 1e3, "frames/s": frames / step,
+        "step (ms)": median(single) * 1e3, "min": min(single) * 1e3, "max": max(single) * 1e3,
+        "in a row (ms)": step * 1e3, "frames/s": frames / step,
         "GFLOP/s": rate / 1e9, "of peak": rate / (peak * row["devices"]), "peak memory (GiB)": peak_memory() / GIB,
     }  # fmt: skip
 

@@ -5,14 +5,14 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 
 def facts(packages: Sequence[str], **more: Any) -> dict[str, Any]:
     """Describe this run: date, processor, cores that may be used, Python, versions of packages, and ``more``."""
-    versions = {name: version(name) for name in packages}
+    versions = {name: _version(name) for name in packages}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = dict(processor=_processor(), cores=cores, python=platform.python_version())
     return dict(date=datetime.date.today().isoformat(), **machine, versions=versions, **more)
@@ -27,6 +27,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def json_lines(bench: str, rows: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> str:
     """Return one JSON object a row: ``bench``, the row and the facts of the run."""
     return "\n".join(json.dumps({"bench": bench, **row, **told}) for row in rows)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # this package, run from a copy of its folder
+        return "not installed"
 
 
 def _text(value: Any) -> str:

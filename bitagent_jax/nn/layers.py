@@ -46,8 +46,54 @@ class GRU(nnx.Module):
 
     def __call__(self, gates: jax.Array, deter: jax.Array) -> jax.Array:
         """Advance ``deter [..., deter]`` by one step; the state stays float32."""
-        total = self.norm((gates + self.from_state(deter)).astype(jnp.float32))
-        reset, candidate, update = jnp.split(total, 3, axis=-1)
-        candidate = jnp.tanh(nnx.sigmoid(reset) * candidate)
-        update = nnx.sigmoid(update - 1.0)  # starts near "remember"
-        return update * candidate + (1.0 - update) * deter
+        return _advance(self.norm, gates + self.from_state(deter), deter)
+
+    def unroll(self, gates: jax.Array, start: jax.Array, first: jax.Array | None = None) -> jax.Array:
+        """Advance step by step along time.
+
+        Args:
+            gates: the input's share, ``[B, T, 3 * deter]``.
+            start: the state before, ``[B, deter]``.
+            first: bool ``[B, T]``, steps that forget the state before them; None: no step does.
+
+        Returns:
+            the state after each step, ``[B, T, deter]``.
+        """
+        norm, scales = nnx.split(self.norm)
+        keep = jnp.ones(gates.shape[:2], bool) if first is None else ~first
+        kernel = self.from_state.kernel[...].astype(gates.dtype)
+        time_first = [x.swapaxes(0, 1) for x in (gates, keep)]
+        return _unroll(norm, kernel, nnx.to_pure_dict(scales), start, *time_first).swapaxes(0, 1)
+
+
+def _advance(norm, total, deter):
+    reset, candidate, update = jnp.split(norm(total.astype(jnp.float32)), 3, axis=-1)
+    candidate = jnp.tanh(nnx.sigmoid(reset) * candidate)
+    update = nnx.sigmoid(update - 1.0)  # starts near "remember"
+    return update * candidate + (1.0 - update) * deter
+
+
+def _scan(norm, kernel, scales, start, gates, keep):
+    def step(deter, inputs):
+        gate, keep = inputs
+        deter = jnp.where(keep[:, None], deter, 0.0)
+        deter = _advance(nnx.merge(norm, scales), gate + deter.astype(gate.dtype) @ kernel, deter)
+        return deter, deter
+
+    return jax.lax.scan(step, start, (gates, keep))[1]
+
+
+_unroll = jax.custom_jvp(_scan, nondiff_argnums=(0,))
+
+
+@_unroll.defjvp
+def _unroll_jvp(norm, primals, tangents):
+    """Let the kernel's gradient be one product over all steps instead of a sum of one for each within the loop.
+
+    ``d(gates_t + h_{t-1} W) = (d gates_t + h_{t-1} dW) + dh_{t-1} W``: the bracket needs no loop.
+    """
+    kernel, scales, start, gates, keep = primals
+    to_kernel, to_scales, to_start, to_gates, _ = tangents
+    deter, linear = jax.linearize(lambda *rest: _scan(norm, kernel, *rest, keep), scales, start, gates)
+    before = jnp.where(keep[..., None], jnp.concatenate([start[None], deter[:-1]]), 0.0).astype(gates.dtype)
+    return deter, linear(to_scales, to_start, to_gates + before @ to_kernel)

@@ -6,10 +6,14 @@ shifted slices and one matrix product both run faster than XLA's own CPU convolu
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+FEW = 16  # output channels
 
 
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
@@ -42,10 +46,28 @@ def convolve(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
 
 
 def convolution(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
-    """Compute ``layer(windows(x, size))`` as a convolution."""
+    """Compute ``layer(windows(x, size))`` as a convolution.
+
+    Few output channels leave a matrix unit idle: then 2 x 2 pixels are folded into channels first, which takes 16/9
+    of the products between four times as many channels.
+    """
     x, kernel, bias = layer.promote_dtype((x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype)
     kernel = kernel.reshape(size, size, x.shape[-1], -1)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+    convolve = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="VALID", dimension_numbers=NHWC)
+    if kernel.shape[-1] >= FEW or size % 2 == 0 or x.shape[1] % 2 or x.shape[2] % 2:
+        return convolve(x, kernel) + bias
+    return depth_to_space(convolve(space_to_depth(x, 2), folded(kernel)), 2) + bias
+
+
+def folded(kernel: jax.Array) -> jax.Array:
+    """Return the kernel between folded pictures: ``[k, k, C, O] -> [(k+1)/2, (k+1)/2, 4C, 4O]``, k odd."""
+    k, _, inputs, outputs = kernel.shape
+    shift = lambda i: (i, 1 - i)  # noqa: E731
+    moved = [[jnp.pad(kernel, (shift(i), shift(j), (0, 0), (0, 0))) for j in range(2)] for i in range(2)]
+    wide = jnp.stack([jnp.stack(row, -2) for row in moved], -3)  # k+1, k+1, C, 2, 2, O
+    half = (k + 1) // 2
+    wide = wide.reshape(half, 2, half, 2, inputs, 4 * outputs).transpose(0, 2, 1, 3, 4, 5)
+    return wide.reshape(half, half, 4 * inputs, 4 * outputs)
 
 
 def in_parts(network: Callable[[jax.Array], jax.Array], x: jax.Array, size: int = 32) -> jax.Array:

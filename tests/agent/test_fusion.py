@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bitagent_jax.agent.fusion import Expert, Fusion
+from bitagent_jax.agent.fusion import Expert, Fusion, Merged
 
 EMBED, STATE, WIDTH, LAYERS = 4, 3, 6, 2
 
@@ -36,9 +36,32 @@ def test_expert_by_hand():
     expert = Expert(2, 0.5, rngs=nnx.Rngs(0))
     expert.up.kernel[...] = jnp.array([[1.0, 0.0, 2.0, 0.0], [0.0, 1.0, 0.0, 0.0]])  # value = z, gate = (2 z_0, 0)
     expert.down.kernel[...] = jnp.eye(2)
+    expert.down.bias[...] = jnp.array([0.0, 6.0])
     z = jnp.array([[3.0, 1.0]])  # LayerNorm: (1, -1)
     # GEGLU: 1 * gelu(2), -1 * gelu(0); gelu(2) = 1.9546 (tanh form); LayerScale .5
-    np.testing.assert_allclose(expert(z), [[0.97730, 0.0]], atol=1e-4)
+    alone = Merged.of(expert, Expert(2, 0.5, rngs=nnx.Rngs(1)))(z, jnp.zeros((1, 1)))
+    np.testing.assert_allclose(alone, [[0.97730, 3.0]], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype, near", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05)])
+def test_merged_experts_are_the_weighted_sum_of_the_two(dtype, near):
+    pair = [Expert(WIDTH, 0.5, dtype=dtype, rngs=nnx.Rngs(i)) for i in range(2)]
+    for leaf in jax.tree.leaves(nnx.state(pair)):
+        assert leaf.dtype == jnp.float32
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+    for expert in pair:
+        for leaf in (expert.norm.scale, expert.norm.bias, expert.up.bias, expert.down.bias, expert.scale):
+            leaf[...] = jax.random.normal(next(keys), leaf.shape)
+    z, share = jax.random.normal(next(keys), (5, WIDTH)), jax.random.uniform(next(keys), (5, 1))
+
+    def alone(expert):
+        value, gate = jnp.split(expert.up(expert.norm(z)), 2, axis=-1)
+        return expert.scale[...] * expert.down(value * nnx.gelu(gate)).astype(jnp.float32)
+
+    got = Merged.of(*pair)(z, share)
+    assert got.dtype == dtype
+    want = (1 - share) * alone(pair[0]) + share * alone(pair[1])
+    np.testing.assert_allclose(got.astype(jnp.float32), want, atol=near * np.abs(want).max())
 
 
 def test_tamf_by_hand():
@@ -55,8 +78,6 @@ def test_tamf_by_hand():
     # z_0 = (0.8 * sqrt(4), 2) = (1.6, 2); a layer adds LayerScale .5 * ((1 - p) * 1 + p * (-2)):
     # p = .25 -> .5 * (.75 - .5) = .125;  p = .9 -> .5 * (.1 - 1.8) = -.85;  z_2 = (0.875, 2)
     np.testing.assert_allclose(fusion.gates(jnp.ones((1, EMBED))), [[0.25, 0.9]], atol=1e-6)
-    got = fusion._layers(fusion.fuse(jnp.concatenate([embedding * 2, state], -1)), jnp.array([[0.25, 0.9]]))
-    np.testing.assert_allclose(got, [[0.875, 2.0]], atol=1e-5)
     out = fusion(embedding, jnp.array([True]), state, jnp.ones((1, EMBED)))
     np.testing.assert_allclose(out, norm(jnp.array([[0.875, 2.0]])), atol=1e-4)
 

@@ -71,7 +71,7 @@ def test_what_the_policy_imagines_comes_nearer_to_the_task(tiny, learned, compil
     graph, state, _, data = learned
     _, step = compiled(tiny(), 2)
     untrained = state.params["actor"]
-    for i in range(100):
+    for i in range(200):
         state, _ = step(state, data[i % 50])
 
     def imagined(actor):  # in one world model, from the same states, with the same noise

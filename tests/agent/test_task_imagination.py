@@ -68,6 +68,16 @@ def test_without_a_key_the_trajectory_is_fixed_and_with_one_it_varies():
     assert np.abs(a - b).max() > 1e-4
 
 
+def test_fed_with_its_own_latents_it_follows_its_own_trajectory():
+    module, rows, zeros = make(), jax.random.normal(jax.random.key(0), (2, 6, 5)), jnp.zeros((2, 6, 2))
+    own = module.rollout(rows, zeros)
+    latents = jax.nn.one_hot(jnp.argmax(own, -1), 4).reshape(2, 6, 12)
+    np.testing.assert_allclose(module.follow(rows, zeros, latents), own, atol=1e-5)
+    other = module.follow(rows, zeros, latents.at[:, 2].set(0.5))
+    np.testing.assert_array_equal(other[:, :3], module.follow(rows, zeros, latents)[:, :3])  # a step sees those before
+    assert np.abs(other[:, 3:] - own[:, 3:]).max() > 1e-3
+
+
 def test_embeddings_enter_at_the_scale_of_sqrt_d():
     module, rows = make(), jax.random.normal(jax.random.key(0), (1, 1, 5))
     deter = jnp.tanh(module.start[...])[None]
@@ -76,22 +86,26 @@ def test_embeddings_enter_at_the_scale_of_sqrt_d():
     np.testing.assert_allclose(module.rollout(rows, jnp.zeros((1, 1, 2)))[:, 0], want, atol=1e-5)
 
 
-def test_matching_losses_are_the_two_kls_with_their_gradients_into_the_task_prior_alone():
+@pytest.mark.parametrize("feed", ["data", "own"])
+def test_matching_losses_are_the_two_kls_with_their_gradients_into_the_task_prior_alone(feed):
     module, key = make(), jax.random.key(3)
     logits = jax.random.normal(key, (2, 2, 16, 3, 4))
     post, prior = jax.nn.log_softmax(logits)
     rows, has = jax.random.normal(key, (2, 16, 5)), jnp.ones((2, 16), bool).at[1, 7].set(False)
     action = jnp.zeros((2, 16, 2))
+    observed = {"post": post, "prior": prior, "stoch": jax.random.uniform(key, (2, 16, 12))}
 
     def losses(observed):
-        return matching_losses(module, observed, action, rows, has, 8, key)
+        return matching_losses(module, observed, action, rows, has, 8, feed, key)
 
-    got = losses({"post": post, "prior": prior})
+    got = losses(observed)
     clips, _ = clip_segments(rows, has, 8)
-    task = module.rollout(clips, action.reshape(4, 8, 2), key).reshape(2, 16, 3, 4)
+    actions, stoch = action.reshape(4, 8, 2), observed["stoch"].reshape(4, 8, 12)
+    task = module.follow(clips, actions, stoch) if feed == "data" else module.rollout(clips, actions, key)
+    task = task.reshape(2, 16, 3, 4)
     kl = lambda p, q: np.sum(np.exp(p) * (p - q), (-2, -1))  # noqa: E731
     np.testing.assert_allclose(got["task_kl"], kl(post, task), rtol=1e-4)
     np.testing.assert_allclose(got["dynamics_kl"], kl(prior, task), rtol=1e-4)
     assert got["valid"].astype(int).tolist() == [[1] * 16, [0] * 8 + [1] * 8]
     gradient = jax.grad(lambda o: sum(losses(o)[name].sum() for name in ("task_kl", "dynamics_kl")))
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient({"post": post, "prior": prior})))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient(observed)))

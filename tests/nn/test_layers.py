@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from bitagent_jax.nn.layers import GRU, MLP
@@ -70,3 +71,42 @@ def test_gru_state_stays_bounded_and_the_gate_starts_near_remembering():
     assert np.abs(state).max() <= 1
     gru.norm.scale[...] = jnp.zeros(24)  # gates at their bias: update = sigmoid(-1), candidate = 0
     np.testing.assert_allclose(gru(gru.inputs(x[0]), jnp.ones((4, 8))), 1 - sigmoid(-1.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_gru_unrolled_is_the_cell_step_by_step_with_its_gradients(forgets):
+    graph, params = nnx.split(GRU(3, 8, rngs=nnx.Rngs(0)))
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, start = jax.random.normal(keys[0], (4, 6, 3)), jax.random.normal(keys[1], (4, 8))
+    first = jax.random.bernoulli(keys[2], 0.3, (4, 6)) if forgets else None
+    weight = jax.random.normal(keys[3], (4, 6, 8))
+
+    def stepwise(params, x, start):
+        gru, state, states = nnx.merge(graph, params), start, []
+        for t in range(6):
+            state = state if first is None else jnp.where(first[:, t, None], 0.0, state)
+            state = gru(gru.inputs(x)[:, t], state)
+            states.append(state)
+        return jnp.stack(states, 1)
+
+    def unrolled(params, x, start):
+        gru = nnx.merge(graph, params)
+        return gru.unroll(gru.inputs(x), start, first)
+
+    np.testing.assert_allclose(unrolled(params, x, start), stepwise(params, x, start), atol=1e-6)
+    got, want = (
+        jax.grad(lambda *a, run=run: jnp.sum(weight * run(*a)), argnums=(0, 1, 2))(params, x, start)
+        for run in (unrolled, stepwise)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+    assert np.abs(want[0]["from_state"]["kernel"][...]).max() > 0.1
+
+
+def test_the_gradient_of_the_recurrent_kernel_is_one_product_behind_the_loop():
+    gru = GRU(3, 8, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(gru)
+    gates, start = jnp.ones((4, 6, 24)), jnp.zeros((4, 8))
+    gradient = jax.grad(lambda p: jnp.sum(nnx.merge(graph, p).unroll(gates, start)))
+    loops = [e for e in jax.make_jaxpr(gradient)(params).eqns if e.primitive.name == "scan"]
+    carried = [v.aval.shape for e in loops for v in e.invars[e.params["num_consts"]:][: e.params["num_carry"]]]
+    assert len(loops) == 2 and (8, 24) not in carried

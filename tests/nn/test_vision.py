@@ -46,11 +46,11 @@ def silu_norm(x):
     return x * jax.nn.sigmoid(x)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_a_convolution_is_the_product_of_windows(size):
-    layer = nnx.Linear(size * size * 5, 7, rngs=nnx.Rngs(0))
-    layer.bias[...] = jnp.arange(7.0)
-    x = jax.random.normal(jax.random.key(0), (2, 6, 8, 5))
+@pytest.mark.parametrize("size, height, outputs", [(2, 6, 7), (3, 6, 7), (3, 5, 7), (3, 6, 20), (5, 6, 7)])
+def test_a_convolution_is_the_product_of_windows(size, height, outputs):
+    layer = nnx.Linear(size * size * 5, outputs, rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.arange(float(outputs))
+    x = jax.random.normal(jax.random.key(0), (2, height, 8, 5))
     np.testing.assert_allclose(convolution(layer, x, size), layer(windows(x, size)), atol=1e-5)
 
 

@@ -78,11 +78,11 @@ class Explorer(nnx.Module):
         """Return the embedding ``[..., 0]``."""
         return embedding
 
-    def fusion(self, embedding, has, state: jax.Array, task) -> jax.Array:
-        """Return the state's feature ``[..., F]``."""
-        return state
+    def fuser(self, task) -> Callable[..., jax.Array]:
+        """Return ``fuse(embedding, has, state)``, which is the state's feature ``[..., F]``."""
+        return lambda embedding, has, state: state
 
-    def read_semantics(self, state, task) -> jax.Array:
+    def read_semantics(self, state, fuse) -> jax.Array:
         """Return no embedding, ``[..., 0]``."""
         return jnp.zeros((*state["deter"].shape[:-1], 0))
 
