@@ -46,7 +46,7 @@ def test_step_reports_everything(command, capsys):
     parts = {row["in"]: row for row in places}
     decoder = parts["world_model.WorldModel.decode"]
     assert decoder["ms"] > decoder["in products"] > 0 and decoder["in loops"] == 0
-    assert parts["dynamics.Dynamics.gates"]["in loops"] > 0
+    assert parts["world_model.WorldModel._observe_frames"]["in loops"] > 0
     assert 0 < parts["nothing ran"]["share"] < 1 and places[0]["bench"] == "step profile"
 
 
