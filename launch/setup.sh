@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: goes to the repository's root and defines make_venv, check_opengl and run.
-set -euo pipefail && cd "$(dirname "${BASH_SOURCE[0]}")/.." # on CPUs, training in huge pages takes a quarter less:
-export GLIBC_TUNABLES="${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}"
+set -euo pipefail && cd "$(dirname "${BASH_SOURCE[0]}")/.."
 fail() { echo "error: $*" >&2; exit 1; }
 run() { if [ "${DRY_RUN:-}" ]; then printf '%s\n' "${*@Q}"; else "$@"; fi; } # DRY_RUN=1 only prints
 
@@ -28,6 +27,7 @@ make_venv() { # $1: an extra of setup.cfg to install too, for example "test"; PI
   fi
   exec 9>&-
 }
+
 check_opengl() { # renders one image; if that fails, root on Debian or Ubuntu gets the packages, others the command
   local log=.venv/opengl.log fix="apt-get install -y --no-install-recommends libegl1 libopengl0 libgl1-mesa-dri"
   local render='from bitagent_jax.envs.dmc import make_env; make_env("walker_walk").reset()'
