@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from bitagent_jax.agent.state import build, init_state
 from bitagent_jax.mllm.encoder import load_encoder
@@ -70,6 +71,7 @@ def test_sigterm_and_kill_9_change_nothing(command, trained, tmp_path):
     assert {step: pick(folder)[step] for step in pick(whole)} == pick(whole)
 
 
+@pytest.mark.slow
 def test_behaviour_from_stored_latents_goes_on_as_if_it_had_not_stopped(command, trained, tmp_path):
     folder = tmp_path / "whole"
     folder.mkdir()
