@@ -1,8 +1,11 @@
 """What the tests of whole runs share: the command line as another process, and one small trained run."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +13,9 @@ import pytest
 
 # Compiling takes longer than running models this small: leave most of XLA's optimisations out, here and below.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what several tests and processes compile, once
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 ROOT = Path(__file__).parent.parent
 WALKER = ROOT / "experiments" / "configs" / "walker.py"

@@ -1,8 +1,8 @@
 """Image encoders and decoders of convolutions with stride 1.
 
 A k4 stride-2 convolution equals space-to-depth followed by a 2x2 convolution, and a k6 stride-2 transposed
-convolution equals a 3x3 convolution followed by depth-to-space; cropped, it stands in for a k5 one.  As
-shifted slices and one matrix product both run faster than XLA's own CPU convolutions.
+convolution equals a 3x3 convolution followed by depth-to-space; cropped, it stands in for a k5 one.  On CPUs one matrix
+product each, behind shifted slices or before shifted sums, is faster than XLA's own convolutions.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-FEW = 16  # output channels
+FEW, MANY = 16, 128  # channels
+PRODUCT = "product"
 
 
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
@@ -33,16 +35,52 @@ def depth_to_space(x: jax.Array, block: int) -> jax.Array:
 
 def windows(x: jax.Array, size: int) -> jax.Array:
     """Gather every ``size x size`` neighbourhood: ``[N, H, W, C] -> [N, H-size+1, W-size+1, size*size*C]``."""
+    return jnp.concatenate(places(x, size), axis=-1)
+
+
+def places(x: jax.Array, size: int) -> list[jax.Array]:
+    """Return for each place in a ``size x size`` neighbourhood the pixels there, ``[N, H-size+1, W-size+1, C]``."""
     h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
-    return jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)], axis=-1)
+    return [x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)]
 
 
 def convolve(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
     """Apply a linear layer to every ``size x size`` neighbourhood, by what is fastest on the default backend.
 
-    On CPU one matrix product of :func:`windows`; elsewhere a convolution, which does not write them to memory.
+    On CPU one matrix product of :func:`windows`, or, of many channels, the sum of a product for each place in them;
+    elsewhere a convolution, which does not write them to memory.
     """
-    return layer(windows(x, size)) if jax.default_backend() == "cpu" else convolution(layer, x, size)
+    if jax.default_backend() != "cpu":
+        return convolution(layer, x, size)
+    if x.shape[-1] < MANY:
+        return product(layer, windows(x, size))
+    x, kernel, bias = layer.promote_dtype((x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype)
+    kernel = kernel.reshape(size * size, x.shape[-1], -1)
+    pairs = zip(places(x, size), kernel, strict=True)
+    shares = [jnp.matmul(*pair, preferred_element_type=jnp.float32) for pair in pairs]
+    return checkpoint_name(sum(shares).astype(x.dtype) + bias, PRODUCT)
+
+
+def convolve_around(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
+    """Apply a linear layer to every neighbourhood that holds a pixel, ``[N, H, W, C] -> [N, H+size-1, W+size-1, O]``.
+
+    On CPU each pixel's shares of all its neighbourhoods are one product, and are then added up where they belong, so
+    that nothing is multiplied with the zeros around a picture.
+    """
+    if jax.default_backend() != "cpu":
+        return convolution(layer, jnp.pad(x, ((0, 0), (size - 1,) * 2, (size - 1,) * 2, (0, 0))), size)
+    x, kernel, bias = layer.promote_dtype((x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype)
+    kernel = kernel.reshape(size * size, x.shape[-1], -1)
+    shares = jnp.einsum("nhwc,kco->nhwko", x, kernel, preferred_element_type=jnp.float32)
+    shift = lambda i: (size - 1 - i, i)  # noqa: E731
+    shares = jax.lax.split(shares.reshape(*x.shape[:3], -1), [kernel.shape[-1]] * size**2, axis=3)
+    moved = [jnp.pad(one, ((0, 0), shift(k // size), shift(k % size), (0, 0))) for k, one in enumerate(shares)]
+    return checkpoint_name(sum(moved).astype(x.dtype) + bias, PRODUCT)
+
+
+def product(layer: nnx.Linear, x: jax.Array) -> jax.Array:
+    """Return ``layer(x)``, to be kept for the gradient (:func:`in_parts`)."""
+    return checkpoint_name(layer(x), PRODUCT)
 
 
 def convolution(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
@@ -70,14 +108,14 @@ def folded(kernel: jax.Array) -> jax.Array:
     return wide.reshape(half, half, 4 * inputs, 4 * outputs)
 
 
-def in_parts(network: Callable[[jax.Array], jax.Array], x: jax.Array, size: int = 32) -> jax.Array:
+def in_parts(network: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) -> jax.Array:
     """Apply a network to ``[N, ...]``, on a single CPU ``size`` rows at a time, whose windows its cache holds.
 
-    Of a part only the products are kept for the gradient.
+    Of a part only what linear layers and convolutions return is kept for the gradient.
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1 or x.shape[0] <= size or x.shape[0] % size:
         return network(x)
-    part = jax.checkpoint(network, policy=jax.checkpoint_policies.dots_saveable)
+    part = jax.checkpoint(network, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
     y = jax.lax.map(part, x.reshape(-1, size, *x.shape[1:]))
     return y.reshape(-1, *y.shape[2:])
 
@@ -94,7 +132,7 @@ class ConvEncoder(nnx.Module):
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """Encode ``[N, 64, 64, 3]`` floats to ``[N, 32 * depth]``."""
-        return in_parts(self._encode, image)
+        return in_parts(self._encode, image, 16)
 
     def _encode(self, x: jax.Array) -> jax.Array:
         for i in range(4):
@@ -118,13 +156,12 @@ class ConvDecoder(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Decode ``[N, inputs]`` to images ``[N, 64, 64, 3]`` around zero."""
-        return in_parts(self._decode, x)
+        return in_parts(self._decode, self.conv0(x).reshape(x.shape[0], 5, 5, -1), 8)
 
     def _decode(self, x: jax.Array) -> jax.Array:
-        x = nnx.silu(self.norm0(self.conv0(x).reshape(x.shape[0], 5, 5, -1)))
+        x = nnx.silu(self.norm0(x))
         for i, size in enumerate(self.sizes, start=1):
-            x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
-            x = depth_to_space(convolve(getattr(self, f"conv{i}"), x, 3), 2)[:, :size, :size]
+            x = depth_to_space(convolve_around(getattr(self, f"conv{i}"), x, 3), 2)[:, :size, :size]
             if i < 3:
                 x = nnx.silu(getattr(self, f"norm{i}")(x))
         return x

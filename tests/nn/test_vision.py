@@ -11,6 +11,8 @@ from bitagent_jax.nn.vision import (
     ConvDecoder,
     ConvEncoder,
     convolution,
+    convolve,
+    convolve_around,
     depth_to_space,
     in_parts,
     space_to_depth,
@@ -54,15 +56,31 @@ def test_a_convolution_is_the_product_of_windows(size, height, outputs):
     np.testing.assert_allclose(convolution(layer, x, size), layer(windows(x, size)), atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [5, vision.MANY])
+@pytest.mark.parametrize("around", [0, 2])
+def test_products_are_the_convolution_with_its_gradients(around, channels):
+    graph, params = nnx.split(nnx.Linear(9 * channels, 7, rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8, channels))
+
+    def value_and_gradients(apply):
+        value = lambda params, x: jnp.sum(jnp.sin(apply(nnx.merge(graph, params), x, 3)))  # noqa: E731
+        return jax.value_and_grad(value, argnums=(0, 1))(params, x)
+
+    pad = ((0, 0), (around, around), (around, around), (0, 0))
+    want = value_and_gradients(lambda layer, x, size: convolution(layer, jnp.pad(x, pad), size))
+    got = value_and_gradients(convolve_around if around else convolve)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, want)
+
+
 @pytest.mark.parametrize("dtype, near", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)])
 @pytest.mark.parametrize("make", [ENCODERS["conv"], *DECODERS.values()])
 def test_networks_of_convolutions_are_those_of_products(make, dtype, near, monkeypatch):
     decodes = make in DECODERS.values()
-    net = make(*([10] if decodes else []), 6, dtype=dtype, rngs=nnx.Rngs(0))
+    net = make(*([10] if decodes else []), 8, dtype=dtype, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (3, 10) if decodes else (3, 64, 64, 3))
     products = net(x)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(vision, "windows", None)
+    monkeypatch.setattr(vision, "places", None)
     assert products.dtype == dtype
     np.testing.assert_allclose(net(x).astype(jnp.float32), products.astype(jnp.float32), atol=near)
 
@@ -70,7 +88,7 @@ def test_networks_of_convolutions_are_those_of_products(make, dtype, near, monke
 def test_a_network_in_parts_is_the_network(monkeypatch):
     net = ConvDecoder(6, 4, rngs=nnx.Rngs(0))
     graph, params = nnx.split(net)
-    x = jax.random.normal(jax.random.key(0), (12, 6))
+    x = net.conv0(jax.random.normal(jax.random.key(0), (12, 6))).reshape(12, 5, 5, 16)
 
     def value_and_gradients(size):
         apply = lambda params, x: jnp.sum(jnp.square(in_parts(nnx.merge(graph, params)._decode, x, size)))  # noqa: E731

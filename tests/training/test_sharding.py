@@ -156,6 +156,7 @@ def test_compiled_programs_are_kept_in_the_run_or_where_the_variable_says(monkey
 
 def test_eight_devices_compute_what_one_does(tmp_path):
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env["JAX_COMPILATION_CACHE_DIR"] = ""
     subprocess.run([sys.executable, "-c", EIGHT, str(tmp_path)], env=env, timeout=60, check=True)
 
 
