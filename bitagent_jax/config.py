@@ -49,7 +49,7 @@ NOT_NEGATIVE = (
     "train.video_every", "data.online_every", "joint.warmup",
 )  # fmt: skip
 
-SHARES = ("optim.cooldown", "fusion.semantic_dropout", "compute.data_share")
+SHARES = ("optim.cooldown", "fusion.semantic_dropout", "compute.data_share", "reward.semantic")
 
 
 def defaults() -> ConfigDict:
@@ -122,7 +122,11 @@ def defaults() -> ConfigDict:
                 "segment": 16,  # [D] steps rolled from the learned initial state in training; a multiple of 8
                 "kl_scale": 0.8,  # [G]
             },
-            "reward": {"similarity": "max_cosine", "window": 8},  # [D], [G]
+            "reward": {
+                "similarity": "max_cosine",  # [D]
+                "window": 8,  # [G]
+                "semantic": 0.0,  # [D] share of the cosine of decoded semantics and sentence, the rest: similarity
+            },
             "imagination": {
                 "horizon": 16,  # [P]
                 "semantics": "decode",  # [D] where imagined steps get e_v from: decode | hold
@@ -194,7 +198,7 @@ def defaults() -> ConfigDict:
 LATER = (
     "explore.", "mllm.adapter_rank", "fusion.skip", "behavior.regression", "joint.relation", "joint.warmup",
     "joint.jbo_reaches_adapter", "optim.kind", "optim.refine", "optim.cooldown", "compute.data_share",
-    "fusion.skip_task",
+    "fusion.skip_task", "reward.semantic",
 )  # fmt: skip
 """How fields begin that runs of earlier versions lack; their defaults learn what those versions did."""
 
@@ -256,6 +260,11 @@ def validate(config: ConfigDict) -> ConfigDict:
         raise ValueError(
             f"config.prompts holds {len(config.prompts)} sentences for {len(config.tasks)} tasks; give one for each "
             "task, or set config.tasks=() for sentences that no task's reward scores"
+        )
+    if config.reward.semantic and not config.joint.mllm:
+        raise ValueError(
+            f"config.reward.semantic={config.reward.semantic} needs the semantic decoder, which config.joint.mllm=0 "
+            "leaves untrained: set one of them"
         )
     if config.mllm.encoder == PRECOMPUTED:
         _check_precomputed(config)

@@ -98,7 +98,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no_tamf": {"fusion.kind": "concat"},
-    "no_mllm_loss": {"joint.mllm": 0.0, "imagination.semantics": "hold"},  # f_dec stays untrained
+    "no_mllm_loss": {  # f_dec stays untrained
+        "joint.mllm": 0.0,
+        "imagination.semantics": "hold",
+        "reward.semantic": 0.0,
+    },
     "no_jbo": {"joint.jbo": 0.0},
     "stop_jbo": {"joint.jbo_reaches_adapter": False},
     "no_adapter": {"mllm.adapter": "none"},
@@ -106,6 +110,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "cosine": {"reward.similarity": "cosine"},
     "neg_kl": {"reward.similarity": "neg_kl"},
     "likelihood": {"reward.similarity": "likelihood"},
+    "semantic_reward": {"reward.semantic": 1.0},
     "hold": {"imagination.semantics": "hold"},
     "action_prior": {"task_imagination.action": True},
     "history": {"world_model.posterior": "history", "world_model.decoder": "feat"},
@@ -113,6 +118,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "genrl": {
         "fusion.kind": "none",
         "mllm.adapter": "none",
+        "reward.semantic": 0.0,
         "joint.mllm": 0.0,
         "joint.jbo": 0.0,
         "joint.dynamics_kl": 0.0,

@@ -195,8 +195,8 @@ def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, k
         horizon, config.imagination.semantics, key,
     )  # fmt: skip
     reward, offset = task_reward(agent, slow, path, prompts, ids, config)
-    value = slow.critic(path["fused"])
-    returns = behavior.lambda_returns(reward, value[:, 1:], settings.discount, settings.trace)
+    value = slow.critic(path["fused"][:, 1:])
+    returns = behavior.lambda_returns(reward, value, settings.discount, settings.trace)
     norms, scale = update_norms(norms, jax.lax.stop_gradient(returns), settings.return_decay)
     stop = jax.lax.stop_gradient
     losses = {
@@ -234,7 +234,7 @@ def regression(agent, slow, observed, batch, prompts, ids, config: ConfigDict) -
     else:
         embedding, has = agent.adapt(batch["embedding"]), batch["has_embedding"]
     fused = stop(fuse(embedding, has, feature(state)).astype(jnp.float32))
-    path = {"stoch": state["stoch"], "prior": stop(observed["post"]), "action": batch["action"]}
+    path = {**state, "prior": stop(observed["post"]), "action": batch["action"]}
     reward, _ = task_reward(agent, slow, path, prompts, ids, config)
     value, settings = slow.critic(fused), config.behavior
     returns = behavior.lambda_returns(reward[:, 1:], value[:, 1:], settings.discount, settings.trace)
@@ -262,7 +262,23 @@ def task_reward(agent, slow, path: dict, prompts, ids, config: ConfigDict) -> tu
         measure = slow.world_model.latent_features
         sides = {"features": measure(path["stoch"])}, {"features": measure(flatten_latent(stop(mode_onehot(target))))}
     matrix = rewards.similarity(config.reward.similarity, *sides)
-    return rewards.align(matrix, config.reward.window)
+    reward, offset = rewards.align(matrix, config.reward.window)
+    if share := config.reward.semantic:
+        reward = (1 - share) * reward + share * semantic_reward(slow, path, prompts[ids])
+    return reward, offset
+
+
+def semantic_reward(slow, path: dict, task: jax.Array) -> jax.Array:
+    """Return the cosine of what states mean with the sentence, ``f_dec(f_TAMF(no e_v, s, tau)) . f_psi(tau)``.
+
+    Args:
+        slow: modules that measure, held fixed; else fusion and decoder would learn to see what is wanted.
+        path: states ``deter`` and ``stoch [N, H, ...]``.
+        task: ``tau [N, D]``.
+    """
+    state = {name: path[name] for name in ("deter", "stoch")}
+    meant = slow.read_semantics(state, slow.fuser(task[:, None]))
+    return jnp.einsum("nhd,nd->nh", meant, jax.lax.stop_gradient(slow.aligner(task)))
 
 
 def as_observed(batch: dict, classes: int) -> dict[str, jax.Array]:

@@ -1,11 +1,13 @@
 """Does a sentence's reward tell good behaviour from bad? Judged on the real frames of episodes with true rewards.
 
 Windows of real frames, as long as an imagined rollout, take the place of one. The judges are ``raw cosine``, that of
-the frozen encoder's clip and text embeddings, and, with a run, each form of the similarity of latents that it can be
-trained on: the posteriors of the frames against the task imagination, aligned as in training.
+the frozen encoder's clip and text embeddings, and, with a run, what it can be trained on: each form of the similarity
+of latents, the posteriors of the frames against the task imagination, aligned as in training, and ``decoded cosine``,
+that of the semantics which the model decodes from these states.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from bitagent_jax.agent.dynamics import flatten_latent
-from bitagent_jax.agent.joint import task_reward
+from bitagent_jax.agent.joint import semantic_reward, task_reward
 from bitagent_jax.agent.rewards import SIMILARITIES
 from bitagent_jax.bench import report
 from bitagent_jax.data.embeddings import embed_folder, open_embedding, without_embeddings
@@ -34,6 +36,7 @@ from bitagent_jax.policy import Agent
 from bitagent_jax.training.run import RunFolder
 
 RAW = "raw cosine"
+DECODED = "decoded cosine"
 STEPS = 16  # rows of a window without a run to say how far it imagines
 NAMED = 5  # episodes of those that lack embeddings
 
@@ -135,7 +138,7 @@ def judge_windows(
         scores = {RAW: _mean_embedding(cached, rows[:, context:]) @ texts.T}
         if judge:
             given = judge(arrays["image"][rows], arrays["action"][rows])
-            scores |= {kind: np.asarray(given[kind]) for kind in SIMILARITIES}
+            scores |= {name: np.asarray(given[name]) for name in (*SIMILARITIES, DECODED)}
         names = (np.repeat(str(episode.meta.get(name, "unknown")), len(rows)) for name in ("task", "policy"))
         true = arrays["reward"][rows[:, context:]].mean(1)
         judged.append(Judged(*names, np.full(len(rows), number), true, scores))
@@ -165,7 +168,7 @@ def _mean_embedding(cached: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarr
 
 
 def make_judge(agent: Agent, prompts: np.ndarray, context: int):
-    """Build ``judge(image [W, C+H, 64, 64, 3], action [W, C+H, A]) -> {similarity: [W, K]}``, means of real windows.
+    """Build ``judge(image [W, C+H, 64, 64, 3], action [W, C+H, A]) -> {judge: [W, K]}``, means of real windows.
 
     The rows of a window, posteriors of its frames beside its own actions, take the place of an imagined rollout;
     C rows before it are context, which a posterior with a history needs.
@@ -178,23 +181,24 @@ def make_judge(agent: Agent, prompts: np.ndarray, context: int):
     prompts = jnp.asarray(prompts)
     configs = {kind: agent.config.copy_and_resolve_references() for kind in SIMILARITIES}
     for kind, config in configs.items():
-        config.reward.similarity = kind
+        config.reward.update(similarity=kind, semantic=0.0)
 
     @jax.jit
     def judge(params, image, action):
         module = nnx.merge(agent.graph, params)
         seen = module.world_model.observe(image, action, jnp.zeros(image.shape[:2], bool), jax.random.key(0))
         post = seen["post"][:, context:]
-        path = {"prior": post, "stoch": flatten_latent(mode_onehot(post)), "action": action[:, context:]}
+        path = {"prior": post, "deter": seen["deter"][:, context:], "stoch": flatten_latent(mode_onehot(post))}
+        path["action"] = action[:, context:]
 
-        def mean_reward(config, task):
-            ids = jnp.full(len(image), task)
-            return task_reward(module, module, path, prompts, ids, config)[0].mean(1)
+        def of_every_task(reward):
+            return jnp.stack([reward(jnp.full(len(image), task)).mean(1) for task in range(len(prompts))], 1)
 
-        return {
-            kind: jnp.stack([mean_reward(config, task) for task in range(len(prompts))], 1)
-            for kind, config in configs.items()
-        }
+        def of_config(config, ids):
+            return task_reward(module, module, path, prompts, ids, config)[0]
+
+        forms = {kind: of_every_task(partial(of_config, config)) for kind, config in configs.items()}
+        return forms | {DECODED: of_every_task(lambda ids: semantic_reward(module, path, prompts[ids]))}
 
     return lambda image, action: judge(agent.params, image, action)
 

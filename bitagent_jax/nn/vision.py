@@ -56,6 +56,7 @@ def convolve(layer: nnx.Linear, x: jax.Array, size: int) -> jax.Array:
         return product(layer, windows(x, size))
     x, kernel, bias = layer.promote_dtype((x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype)
     kernel = kernel.reshape(size * size, x.shape[-1], -1)
+    x = checkpoint_name(x, PRODUCT)
     pairs = zip(places(x, size), kernel, strict=True)
     shares = [jnp.matmul(*pair, preferred_element_type=jnp.float32) for pair in pairs]
     return checkpoint_name(sum(shares).astype(x.dtype) + bias, PRODUCT)

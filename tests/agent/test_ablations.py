@@ -8,7 +8,7 @@ from bitagent_jax.agent.joint import loss_table
 from bitagent_jax.presets import ABLATIONS
 
 # No TAMF, no L_MLLM (which holds), no L_JBO, no adapter, each similarity: several at a time, since compiling is slow.
-QUICK = ("no_tamf,cosine,no_jbo", "no_mllm_loss,no_adapter,neg_kl")
+QUICK = ("no_tamf,cosine,semantic_reward,no_jbo", "no_mllm_loss,no_adapter,neg_kl")
 
 
 def run(config, start, compiled, batch):

@@ -15,7 +15,7 @@ from bitagent_jax.data.embeddings import open_embedding, write_embedding
 from bitagent_jax.data.episodes import list_episodes, open_episodes, write_episode
 from bitagent_jax.envs.tasks import get_task
 from bitagent_jax.evaluation import diagnose as module
-from bitagent_jax.evaluation.diagnose import RAW, diagnose, judge_windows, make_judge
+from bitagent_jax.evaluation.diagnose import DECODED, RAW, diagnose, judge_windows, make_judge
 from bitagent_jax.mllm.encoder import load_encoder
 from bitagent_jax.mllm.precomputed import Precomputed
 from bitagent_jax.policy import Agent
@@ -101,7 +101,9 @@ def test_a_runs_judges_are_its_reward_on_the_posteriors_of_the_frames(agent, enc
     prompts = encoder.embed_text(["walk fast clean", "doing backflips", "run fast clean"])
     judge = make_judge(agent, prompts, context)
     got = judge(data["image"][index], data["action"][index])
-    assert {name: value.shape for name, value in got.items()} == dict.fromkeys(rewards.SIMILARITIES, (2, 3))
+    assert {name: value.shape for name, value in got.items()} == dict.fromkeys(
+        (*rewards.SIMILARITIES, DECODED), (2, 3)
+    )
     agent_module = nnx.merge(agent.graph, agent.params)
     model = agent_module.world_model
     post = model.posterior(model.encode(data["image"][index[:, context:]]))
@@ -112,6 +114,10 @@ def test_a_runs_judges_are_its_reward_on_the_posteriors_of_the_frames(agent, enc
     for kind in rewards.SIMILARITIES:
         want = rewards.align(rewards.similarity(kind, left, right), agent.config.reward.window)[0].mean(1)
         np.testing.assert_allclose(got[kind][:, 2], want, rtol=1e-4, atol=1e-5, err_msg=kind)
+    seen = model.observe(data["image"][index], data["action"][index], np.zeros(index.shape, bool), jax.random.key(0))
+    state = {"deter": seen["deter"][:, context:], "stoch": left["stoch"]}
+    meant = agent_module.read_semantics(state, agent_module.fuser(prompts[2]))
+    np.testing.assert_allclose(got[DECODED][:, 2], (meant @ agent_module.aligner(prompts[2])).mean(1), rtol=1e-4)
     earlier = index.copy()
     earlier[:, :context] = 0
     again = judge(data["image"][earlier], data["action"][index])  # this posterior sees one frame and no context
@@ -121,7 +127,7 @@ def test_a_runs_judges_are_its_reward_on_the_posteriors_of_the_frames(agent, enc
 def test_a_run_is_judged_in_all_forms_on_its_tasks(agent, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load", lambda source, step: agent)
     done = diagnose(tmp_path / "run", data=folder, windows=2)
-    assert [row.judge for row in done.rows[::2]] == [RAW, *rewards.SIMILARITIES] * 2
+    assert [row.judge for row in done.rows[::2]] == [RAW, *rewards.SIMILARITIES, DECODED] * 2
     assert {row.task for row in done.rows} == {"walker_stand", "walker_walk"}  # of three; the cheetah is no task of it
     assert "mean reward by max_cosine" in done.text
     assert done.paths[0] == tmp_path / "run" / "diagnose.json"

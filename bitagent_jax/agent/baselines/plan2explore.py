@@ -122,8 +122,8 @@ def behavior_losses(explorer: Explorer, slow_critic, observed, config, norms, ke
     none, has = jnp.zeros((count, 0)), jnp.zeros(count, bool)
     path = behavior.rollout(explorer, start, none, has, none, config.imagination.horizon, "decode", key)
     reward = disagreement(explorer.ensemble(path["fused"][:, :-1], path["action"]))
-    value = slow_critic(path["fused"])
-    returns = behavior.lambda_returns(reward, value[:, 1:], settings.discount, settings.trace)
+    value = slow_critic(path["fused"][:, 1:])
+    returns = behavior.lambda_returns(reward, value, settings.discount, settings.trace)
     norms, scale = update_norms(norms, stop(returns), settings.return_decay)
     losses = {
         "actor": behavior.actor_loss(returns, path["std"], scale, settings.discount, settings.entropy),
