@@ -6,4 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 make_venv test
 check_opengl
 run ruff check
-run exec python -m pytest "$@"
+run exec python -m pytest -n 2 --dist worksteal "$@"

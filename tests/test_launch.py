@@ -41,7 +41,8 @@ def test_scripts_are_clean_and_short():
 def test_quickstart_and_tests():
     assert dry("quickstart.sh", "--body", "cheetah") == [
         ["exec", "python", "-m", "bitagent_jax", "quickstart", "runs/quickstart", "--body", "cheetah"]]  # fmt: skip
-    assert dry("test.sh", "-m", "slow") == [["ruff", "check"], ["exec", "python", "-m", "pytest", "-m", "slow"]]
+    tests = ["exec", "python", "-m", "pytest", "-n", "2", "--dist", "worksteal"]
+    assert dry("test.sh", "-m", "slow") == [["ruff", "check"], [*tests, "-m", "slow"]]
 
 
 def test_one_process_and_several_on_this_machine():

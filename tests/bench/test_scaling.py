@@ -19,7 +19,7 @@ RETURNS = 40 * 8 // 4 * 8  # sequences, rows / stride, horizon
 def rows(command):
     """Both stages on meshes 8 x 1 and 1 x 8 of fake devices."""
     settings = command.settings(**FIELDS)[1:]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
     shown = subprocess.run(
         [sys.executable, "-m", "bitagent_jax", "bench", "scaling", "--preset", "debug", *settings],
         cwd=command.ROOT, env=env, capture_output=True, text=True, timeout=1800, check=True,

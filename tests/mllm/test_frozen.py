@@ -156,7 +156,7 @@ print("equal")
 
 
 def test_sharded_encoding_equals_unsharded():
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     options = dict(cwd=Path(__file__).parents[2], env=env, capture_output=True, text=True, timeout=600)
     done = subprocess.run([sys.executable, "-c", SHARDED], **options)
     assert done.stdout.strip() == "equal", done.stderr

@@ -310,7 +310,7 @@ np.testing.assert_array_equal(kernel, state["params"]["net"]["kernel"])
 
 
 def test_saved_on_eight_devices_restored_on_two_and_on_one(tmp_path):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", RESHARD, str(tmp_path)], env=env, timeout=60, check=True)
     wanted = {
         "step": jax.ShapeDtypeStruct((), jnp.int32),
