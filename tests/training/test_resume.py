@@ -38,9 +38,7 @@ def rows(folder):
 
 def test_sigterm_and_kill_9_change_nothing(command, trained, tmp_path):
     whole, folder = trained[0], tmp_path / "interrupted"
-    folder.mkdir()
-    for part in ("episodes", "cache"):  # the same data; compiled programs only save time
-        shutil.copytree(whole / part, folder / part)
+    shutil.copytree(whole / "episodes", folder / "episodes")
     arguments = ("train", folder, *command.settings())
 
     process = command.start(*arguments)
@@ -74,9 +72,7 @@ def test_sigterm_and_kill_9_change_nothing(command, trained, tmp_path):
 @pytest.mark.slow
 def test_behaviour_from_stored_latents_goes_on_as_if_it_had_not_stopped(command, trained, tmp_path):
     folder = tmp_path / "whole"
-    folder.mkdir()
-    for part in ("episodes", "cache"):
-        shutil.copytree(trained[0] / part, folder / part)
+    shutil.copytree(trained[0] / "episodes", folder / "episodes")
     arguments = command.settings("debug,frozen_world_model", train__video_every=20, data__online_every=50)
     command.run("train", folder, *arguments)  # with films of pictures, although the batches of stage 2 hold none
     whole = read_state(folder)
