@@ -2,11 +2,11 @@
 
     pip install -e '.[plots]' && python -m experiments.learning_proof runs/proof [--variants full] [--seeds 0 1 2]
 
-Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then 41 to 45 minutes for two runs side by
-side, pinned to a core each (one alone on both cores was not timed).  Each run and the collection continue when called
-again, and what is in the results is not done again, so that the runs can be spread over days and machines.  Other
-sizes (``--presets paper,short,bf16``), ``--steps``, ``--episodes`` and another encoder need a folder of ``--results``
-of their own.
+Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then two runs side by side, pinned to
+a core each (41 to 45 minutes with the settings of ``results/2026-11-26``; today's are not timed yet).  Each run and
+the collection continue when called again, and what is in the results is not done again, so that the runs can be
+spread over days and machines.  Other sizes (``--presets paper,short,bf16``), ``--steps``, ``--episodes`` and
+another encoder need a folder of ``--results`` of their own.
 
 Every variant and seed learns from the same episodes, collected by `bitagent collect --mix zoo`, without rewards or
 labels:
@@ -49,7 +49,7 @@ from bitagent_jax.training.loops import train
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = {"full": "", "genrl": "genrl", "shuffled": "", "random": None}
 STAND_WALK_RUN = ("walker_stand", "walker_walk", "walker_run")
-DATA = {"episodes": 675, "mix": "zoo", "num_envs": 45, "seed": 1}
+DATA = {"episodes": 648, "mix": "zoo", "num_envs": 36, "seed": 1}
 FINAL, ALONG = 10, 4
 """Episodes a task by which the last checkpoint and the earlier ones of stage 2 are scored."""
 STEPS = SHORT["train.stage1_steps"], SHORT["train.stage2_steps"]

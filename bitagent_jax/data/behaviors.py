@@ -13,13 +13,15 @@ EXPLORE = "plan2explore"
 PRESETS = ("small", "full")
 SMALL, FRAMES = (160, 40), 2_000_000
 """Of the presets of ``bitagent collect``: episodes of behaviours and of Plan2Explore; frames, in equal shares."""
-NOISE = {"expert": (0.0, 0.2), "middle": (0.2,), "early": (0.3,)}
-"""Standard deviations of the action noise with which each stage of an actor is run in the mix ``zoo``."""
+NOISE = {"expert": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "middle": (0.2,), "early": (0.3,)}
+"""Standard deviations of the action noise with which each stage of an actor is run in the mix ``zoo``.
 
+Under strong noise an expert stumbles, falls and rises: what a policy that learns from it has to know of such states.
+"""
 
 MIXED = "mixed"
-MIXED_SHARE = 2
-"""In the mix ``zoo``, environments in which actors follow one another, for each one that has an actor of its own."""
+MIXED_EVERY = 3
+"""In the mix ``zoo``, for so many environments with an actor of their own, one in which actors follow one another."""
 SHARES = {"": 1, "early": 1, "middle": 2, "expert": 3}
 """How often each stage of each task's actor, and flailing, act in those."""
 
@@ -42,8 +44,8 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
 
     Args:
         kind: ``random``: the random policy in every task; ``zoo``: in every task with shipped actors also each stage
-            of them, the expert once without noise and once with it, and twice as many environments in which all of
-            these take turns.
+            of them, the expert with more and more noise, and for every three of these environments one in which all
+            take turns.
         tasks: names of one body.
 
     Raises:
@@ -60,7 +62,7 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
                 f"the zoo has no actor of {', '.join(tasks)}, only of {', '.join(actors)}: use the mix random"
             )
         out += [Behavior(task, stage, noise) for task in known for stage in actors[task] for noise in NOISE[stage]]
-        out += [Behavior(known[i % len(known)], MIXED) for i in range(MIXED_SHARE * len(out))]
+        out += [Behavior(known[i % len(known)], MIXED) for i in range(-(-len(out) // MIXED_EVERY))]
     return out
 
 

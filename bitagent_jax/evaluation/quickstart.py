@@ -11,6 +11,9 @@ from bitagent_jax.inference import load
 from bitagent_jax.training.loops import train
 from bitagent_jax.training.session import sentences
 
+FILM = 96
+"""Steps of the films: enough to rise and go somewhere."""
+
 
 def quickstart(path: Path, body: str = "walker", preset: str = "cpu") -> list[scores.Row]:
     """Train ``body`` at ``preset`` in the run folder ``path``, then print scores and the paths of all results.
@@ -24,7 +27,7 @@ def quickstart(path: Path, body: str = "walker", preset: str = "cpu") -> list[sc
     agent = load(path)
     rows = rollouts.evaluate(agent, config.tasks, config.eval.episodes, with_random=True)
     rollouts.write_scores(rows, path / "scores.json")
-    films = [imagine(agent, sentence, run.videos) for sentence in sentences(config)]
+    films = [imagine(agent, sentence, run.videos, steps=FILM) for sentence in sentences(config)]
     print(f"\n{scores.to_text(rows)}\n")
     print("imagined reward per step, from the same states: untrained policy -> trained policy")
     print(*(f"  {text}: {old:.3f} -> {new:.3f}" for text, (old, new) in imagined_rewards(path).items()), sep="\n")
