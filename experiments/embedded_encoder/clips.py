@@ -29,6 +29,13 @@ BODIES = ("walker", "cheetah", "quadruped", "stickman")
 KINDS = ("puppet", "random", "thrown", "acted")
 _ALONE, _WITH_ZOO = (0.46, 0.38, 0.16, 0.0), (0.38, 0.26, 0.13, 0.23)
 SHARES = {"walker": _WITH_ZOO, "cheetah": _WITH_ZOO, "quadruped": _ALONE, "stickman": _ALONE}
+CASTING = {"": 1, "early": 1, "middle": 2, "expert": 3}
+NOISE = {"expert": (0.0, 0.2), "middle": (0.2,), "early": (0.3,)}
+IN_TURNS = 2 / 3
+"""Who acts in sequences of the zoo: how often each stage of each task when all take turns, noise of those alone.
+
+Not those of ``bitagent collect``: what the shipped weights learned from does not change with it.
+"""
 MEASURED = (
     "height upright speed rise spin pitch feet_low feet_high clearance motion side nose_x nose_y knees hands punch"
 ).split()
@@ -219,13 +226,12 @@ def _environment(body: str, goal: str, seed: int):
 def _cast(body: str, rng: np.random.Generator):
     """Draw who acts in an episode: one actor of the zoo with its noise, or two times in three all of them in turns."""
     from bitagent_jax import zoo
-    from bitagent_jax.data.behaviors import MIXED_SHARE, NOISE, SHARES
     from bitagent_jax.data.collect import ZooPolicy
 
     known, seed = zoo.load_card()["actors"], int(rng.integers(2**31))
     tasks = [task for task in tasks_of(body) if task in known]
-    if rng.random() < MIXED_SHARE / (MIXED_SHARE + 1):
-        turns = [(task, stage) for task in tasks for stage, share in SHARES.items() for _ in range(share)]
+    if rng.random() < IN_TURNS:
+        turns = [(task, stage) for task in tasks for stage, share in CASTING.items() for _ in range(share)]
         repertoire = [zoo.load_actor(task, stage) if stage else None for task, stage in turns]
         return ZooPolicy([None], mixed=True, repertoire=repertoire, seed=seed)
     alone = [(task, stage, noise) for task in tasks for stage in zoo.STAGES for noise in NOISE[stage]]
