@@ -19,7 +19,7 @@ from bitagent_jax.agent.dynamics import flatten_latent
 from bitagent_jax.agent.semantics import add_noise, relation_loss
 from bitagent_jax.agent.state import TrainState, apply_gradients
 from bitagent_jax.agent.world_model import feature
-from bitagent_jax.nn.distributions import mode_onehot
+from bitagent_jax.nn.distributions import mode_onehot, sample_onehot
 
 IMAGINED = ("fusion", "adapter", "actor", "critic")  # what stage-2 losses may reach; the rest is fixed in imagination
 
@@ -281,14 +281,15 @@ def semantic_reward(slow, path: dict, task: jax.Array) -> jax.Array:
     return jnp.einsum("nhd,nd->nh", meant, jax.lax.stop_gradient(slow.aligner(task)))
 
 
-def as_observed(batch: dict, classes: int) -> dict[str, jax.Array]:
+def as_observed(batch: dict, key: jax.Array) -> dict[str, jax.Array]:
     """Return stored latents of a batch (``training.latents``) as if ``WorldModel.observe`` had just filtered them.
 
-    What was drawn stands for the posterior too: all probability is on it.
+    ``z`` is drawn anew from the stored posterior: a policy that met the same draws in every epoch would learn them
+    by heart.
     """
-    drawn = jax.nn.one_hot(batch["stoch"], classes)
-    posterior = jnp.log(jnp.maximum(drawn, 1e-8))
-    return {"deter": batch["deter"].astype(jnp.float32), "stoch": flatten_latent(drawn), "post": posterior}
+    post = batch["post"].astype(jnp.float32)
+    stoch = flatten_latent(sample_onehot(key, post))
+    return {"deter": batch["deter"].astype(jnp.float32), "stoch": stoch, "post": post}
 
 
 def update_norms(norms: dict, returns: jax.Array, decay: float) -> tuple[dict, jax.Array]:
@@ -330,7 +331,7 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
         if "image" in batch:
             observed = agent.world_model.observe(batch["image"], batch["action"], batch["is_first"], keys[1])
         else:
-            observed = as_observed(batch, config.world_model.classes)
+            observed = as_observed(batch, keys[1])
         values, metrics = semantic_losses(agent, observed, batch, prompts[ids], config, keys[2])
         norms = state.norms
         if with_world:

@@ -104,7 +104,7 @@ def batch_shapes(
     if latent:
         del shapes["image"], shapes["is_first"]
         shapes["deter"] = (*rows, config.world_model.deter), jnp.float16
-        shapes["stoch"] = (*rows, config.world_model.stoch), jnp.uint8
+        shapes["post"] = (*rows, config.world_model.stoch, config.world_model.classes), jnp.float16
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 

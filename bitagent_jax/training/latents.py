@@ -17,8 +17,8 @@ ROUND = 128  # episodes are padded to a multiple of so many rows, so that few pr
 class Latents:
     """What a fixed world model makes of each episode of a replay, filtered from its first row as in acting.
 
-    Held in memory: ``deter`` as float16 and the drawn class of each categorical, a few hundred bytes a row at ``cpu``
-    size and 2.6 KB at the paper's, beside its action and embedding. No picture is read or encoded again.
+    Held in memory: ``deter`` and the posterior's log-probabilities as float16, 816 bytes a row at ``cpu`` size and
+    4 KB at the paper's, beside its action and embedding. No picture is read or encoded again.
     """
 
     def __init__(self, replay: Replay, graph: nnx.GraphDef, config: ConfigDict):
@@ -31,13 +31,11 @@ class Latents:
         """
         self._replay, self._config = replay, config
         self._rows: dict[Path, dict[str, np.ndarray]] = {}
-        classes = config.world_model.classes
 
         @jax.jit
         def encode(params, image, action, is_first, key):
             seen = nnx.merge(graph, params).world_model.observe(image[None], action[None], is_first[None], key)
-            drawn = seen["stoch"].reshape(len(image), -1, classes)
-            return seen["deter"][0].astype(jnp.float16), jnp.argmax(drawn, -1)
+            return {name: seen[name][0].astype(jnp.float16) for name in ("deter", "post")}
 
         self._encode = encode
 
@@ -49,23 +47,22 @@ class Latents:
         Args:
             params: of the agent, on this process's own devices.
         """
-        kind = np.min_scalar_type(self._config.world_model.classes - 1)
         for path, rows in self._replay.whole(known=self._rows.keys()):
             count = len(rows["action"])
             seen = [np.pad(rows[name], [(0, -count % ROUND)] + [(0, 0)] * (rows[name].ndim - 1))
                     for name in ("image", "action", "is_first")]  # fmt: skip
             key = jax.random.fold_in(jax.random.key(self._config.seed), zlib.crc32(path.name.encode()))
-            deter, stoch = (np.asarray(x)[:count] for x in self._encode(params, *seen, key))
             kept = {name: rows[name] for name in ("action", "embedding", "has_embedding")}
-            self._rows[path] = kept | {"deter": deter, "stoch": stoch.astype(kind)}
+            made = self._encode(params, *seen, key)
+            self._rows[path] = kept | {name: np.asarray(value)[:count] for name, value in made.items()}
         self._rows = {path: self._rows[path] for path in self._replay.paths}
 
     def sample(self, batch: int, length: int, rng: np.random.Generator, only: np.ndarray | None = None) -> dict:
         """Draw sequences as ``Replay.sample`` does, with latents in place of pictures.
 
         Returns:
-            deter float16 [B,T,D] and stoch [B,T,S], the class of each categorical; action, embedding,
-            has_embedding, text and has_text as of ``Replay.sample``.
+            deter [B,T,D] and post, log-probabilities [B,T,S,C], both float16; action, embedding, has_embedding, text
+            and has_text as of ``Replay.sample``.
         """
         paths, starts, texts = self._replay.draw(batch, length, rng, only)
         rows = [self._rows[path] for path in paths]
