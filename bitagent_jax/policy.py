@@ -65,7 +65,8 @@ class Agent:
                 environment it holds paraphrases of one prompt.
             state: what the last call returned; None at the start of an episode.
             is_first: bool ``[N]``, environments whose episode begins with this frame although others go on.
-            sample: draw from the policy instead of taking its mean.
+            sample: draw latents and actions; otherwise the posterior's mode and the policy's mean, the same of the
+                same frames.
             seed: of the policy's randomness; used where ``state`` is None.
 
         Returns:

@@ -28,7 +28,7 @@ def make_act(graph: nnx.GraphDef, config: ConfigDict) -> Callable:
 
     Shapes: image uint8 ``[N, 64, 64, 3]``, is_first bool ``[N]``, task ``[N, D]``, embedding ``[N, D]`` with has
     bool ``[N]`` (read only when ``imagination.semantics`` is ``hold``: with ``decode`` no encoder is needed to act),
-    sample a Python bool (False: the mean action). Returns actions ``[N, A]``.
+    sample a Python bool (False: the posterior's mode and the mean action). Returns actions ``[N, A]``.
     """
     hold = config.imagination.semantics == "hold"
 
@@ -37,7 +37,7 @@ def make_act(graph: nnx.GraphDef, config: ConfigDict) -> Callable:
         model_key, action_key = jax.random.split(key)
         state = {"deter": carry["deter"], "stoch": carry["stoch"]}
         features = agent.world_model.encode(image)
-        state, _ = agent.world_model.filter(state, features, carry["action"], is_first, model_key)
+        state, _ = agent.world_model.filter(state, features, carry["action"], is_first, model_key if sample else None)
         fuse = agent.fuser(task)
         if hold:
             embedding = agent.adapt(embedding)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bitagent_jax.agent.dynamics import Dynamics, flatten_latent
-from bitagent_jax.nn.distributions import categorical_kl, sample_onehot
+from bitagent_jax.nn.distributions import categorical_kl, mode_onehot, sample_onehot
 from bitagent_jax.nn.layers import MLP
 from bitagent_jax.nn.vision import DECODERS, ENCODERS
 
@@ -96,8 +96,10 @@ class WorldModel(nnx.Module):
         _, out = jax.lax.scan(step, self.initial(embed.shape[0]), inputs)
         return jax.tree.map(lambda x: x.swapaxes(0, 1), out)
 
-    def filter(self, state: State, embed, action, is_first, key) -> tuple[State, jax.Array]:
+    def filter(self, state: State, embed, action, is_first, key: jax.Array | None) -> tuple[State, jax.Array]:
         """Take in one frame: state ``[B, ...]``, features ``[B, E]``, action ``[B, A]``, is_first ``[B]``.
+
+        With a key ``z`` is drawn from the posterior, with None it is its mode.
 
         Returns:
             the new state and the posterior log-probabilities ``[B, S, C]``.
@@ -106,7 +108,8 @@ class WorldModel(nnx.Module):
         action = jnp.where(is_first[:, None], 0.0, action)
         deter = self.dynamics.step(state["deter"], state["stoch"], action)
         post = self.posterior(embed, deter)
-        return {"deter": deter, "stoch": flatten_latent(sample_onehot(key, post))}, post
+        stoch = mode_onehot(post) if key is None else sample_onehot(key, post)
+        return {"deter": deter, "stoch": flatten_latent(stoch)}, post
 
     def imagine(self, state: State, action: jax.Array, key: jax.Array) -> tuple[State, jax.Array]:
         """Predict the next state from ``action [B, A]`` without a frame; also its prior ``[B, S, C]``."""
