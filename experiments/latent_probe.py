@@ -29,6 +29,8 @@ from bitagent_jax.agent.world_model import feature
 from bitagent_jax.data.behaviors import NOISE
 from bitagent_jax.data.collect import ZooPolicy
 from bitagent_jax.envs.pool import EnvPool
+from bitagent_jax.envs.tasks import tasks_of
+from bitagent_jax.errors import unknown
 from bitagent_jax.inference import Agent, load
 from bitagent_jax.nn.distributions import mode_onehot
 from bitagent_jax.nn.layers import MLP
@@ -137,9 +139,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.rounds < 2:
         parser.error(f"--rounds {given.rounds}: one is kept for the test, so that at least 2 are needed")
+    agent = load(given.run)
+    experts = [task for task in tasks_of(agent.config.body) if task in zoo.load_card()["actors"]]
+    if given.task not in experts:
+        parser.error(str(unknown(f"task of body {agent.config.body} with an expert", given.task, experts)))
     print("| action noise |", " | ".join(f"{level:g}" for level in LEVELS), "|")
     print("|---" * (len(LEVELS) + 1) + "|")
-    for name, shares in probe(load(given.run), given.task, given.rounds).items():
+    for name, shares in probe(agent, given.task, given.rounds).items():
         print(f"| {name} |", " | ".join(f"{share:.2f}" for share in shares), "|", flush=True)
 
 

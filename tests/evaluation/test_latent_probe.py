@@ -1,29 +1,20 @@
 """The probe of latents: what it records, and that it finds what is there and nothing else."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+
+from experiments import latent_probe as probe
 
 
-@pytest.fixture(scope="module")
-def probe():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2])
-        from experiments import latent_probe
-    return latent_probe
-
-
-def test_without_noise_the_expert_does_what_it_wants(probe):
+def test_without_noise_the_expert_does_what_it_wants():
     rows = probe.record("walker_walk", 0, 6)
     assert rows["image"].shape == (len(probe.LEVELS), 6, 64, 64, 3)
     np.testing.assert_allclose(rows["action"][0, 1:], rows["wanted"][0, :-1], atol=1e-6)
     assert np.abs(rows["action"][-1, 1:] - rows["wanted"][-1, :-1]).mean() > 0.2
 
 
-def test_it_explains_what_the_input_tells_and_nothing_else(probe, monkeypatch):
+def test_it_explains_what_the_input_tells_and_nothing_else(monkeypatch):
     monkeypatch.setattr(probe, "UPDATES", 300)
     rng = np.random.default_rng(0)
     post = np.log(rng.dirichlet(np.ones(3), (40, 50, 2)))
@@ -40,7 +31,7 @@ def test_it_explains_what_the_input_tells_and_nothing_else(probe, monkeypatch):
     assert min(share("told")) > 0.8 and max(share("noise")) < 0.2
 
 
-def test_latents_are_drawn_to_learn_and_at_their_mode_in_the_test(probe):
+def test_latents_are_drawn_to_learn_and_at_their_mode_in_the_test():
     rows = {"deter": jnp.zeros((2000, 1)), "post": jnp.log(jnp.broadcast_to(jnp.array([0.7, 0.3]), (2000, 1, 2)))}
     np.testing.assert_array_equal(probe.latent_inputs(rows, None)[0], [0, 1, 0])
     drawn = probe.latent_inputs(rows, jax.random.key(0)).mean(0)
