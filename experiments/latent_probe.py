@@ -29,7 +29,7 @@ from bitagent_jax.agent.world_model import feature
 from bitagent_jax.data.behaviors import NOISE
 from bitagent_jax.data.collect import ZooPolicy
 from bitagent_jax.envs.pool import EnvPool
-from bitagent_jax.envs.tasks import tasks_of
+from bitagent_jax.envs.tasks import get_body, tasks_of
 from bitagent_jax.errors import unknown
 from bitagent_jax.inference import Agent, load
 from bitagent_jax.nn.distributions import mode_onehot
@@ -42,12 +42,12 @@ WARM = 5
 Rows = dict[str, np.ndarray]
 
 
-def record(task: str, seed: int, steps: int) -> Rows:
+def record(task: str, seed: int, steps: int, action_repeat: int = 2, look: str = "auto") -> Rows:
     """Let the expert act once under each noise; arrays ``[noises, steps, ...]``, ``wanted`` its action before noise."""
     expert = zoo.load_actor(task, "expert")
     policy = ZooPolicy([expert] * len(LEVELS), noise=LEVELS, seed=seed)
     kept: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "action", "is_first", "state", "wanted")}
-    with EnvPool([task] * len(LEVELS), seed=seed, state=True) as pool:
+    with EnvPool([task] * len(LEVELS), seed=seed, action_repeat=action_repeat, look=look, state=True) as pool:
         timestep = pool.reset()
         for _ in range(steps):
             row = {name: np.array(getattr(timestep, name)) for name in kept if name != "wanted"}
@@ -113,9 +113,11 @@ def latent_inputs(rows: dict, key: jax.Array | None) -> jax.Array:
     return jnp.concatenate([rows["deter"], mode.reshape(len(mode), -1)], -1)
 
 
-def probe(agent: Agent, task: str, rounds: int, steps: int = 501) -> dict[str, list[float]]:
+def probe(agent: Agent, task: str, rounds: int) -> dict[str, list[float]]:
     """Return R^2 of the last round's episodes, one for each of ``LEVELS``, by what the network sees."""
-    parts = [record(task, seed, steps) for seed in range(rounds)]
+    repeat, look = agent.config.env.action_repeat, agent.config.env.look
+    steps = get_body(agent.config.body).control_steps // repeat + 1
+    parts = [record(task, seed, steps, repeat, look) for seed in range(rounds)]
     parts = [part | filtered(agent, part) for part in parts]
     keep = ("state", "wanted", "deter", "post")
     train = {name: jnp.concatenate([p[name][:, WARM:].reshape(-1, *p[name].shape[2:]) for p in parts[:-1]])
