@@ -2,8 +2,8 @@
 
     python -m experiments.latent_probe RUN [--task walker_walk] [--rounds 6]
 
-Hardware: CPU, some minutes.  In each round the zoo's expert of the task acts once under each noise of the mix
-``zoo``; small networks then learn its noise-free action, of the last round's episodes unseen, from
+Hardware: CPU, some minutes.  In each round the best actor of the task that fills the mix ``zoo`` acts once under each
+noise of it; small networks then learn its noise-free action, of the last round's episodes unseen, from
 
     state     the simulator's state, on which the expert acts
     drawn     the latents of the run's last checkpoint, filtered over the episode, z drawn anew at every update
@@ -26,7 +26,7 @@ from bitagent_jax import zoo
 from bitagent_jax.agent.joint import as_observed
 from bitagent_jax.agent.state import build
 from bitagent_jax.agent.world_model import feature
-from bitagent_jax.data.behaviors import NOISE
+from bitagent_jax.data.behaviors import LEVELS, played
 from bitagent_jax.data.collect import ZooPolicy
 from bitagent_jax.envs.pool import EnvPool
 from bitagent_jax.envs.tasks import get_body, tasks_of
@@ -35,7 +35,6 @@ from bitagent_jax.inference import Agent, load
 from bitagent_jax.nn.distributions import mode_onehot
 from bitagent_jax.nn.layers import MLP
 
-LEVELS = NOISE["expert"]
 UNITS, BATCH, UPDATES, RATE, DECAY = 128, 512, 4000, 2e-3, 3e-2
 WARM = 5
 """First steps of an episode that are left out: their latents have seen too little."""
@@ -44,7 +43,7 @@ Rows = dict[str, np.ndarray]
 
 def record(task: str, seed: int, steps: int, action_repeat: int = 2, look: str = "auto") -> Rows:
     """Let the expert act once under each noise; arrays ``[noises, steps, ...]``, ``wanted`` its action before noise."""
-    expert = zoo.load_actor(task, "expert")
+    expert = zoo.load_actor(task, played(task)[-1])
     policy = ZooPolicy([expert] * len(LEVELS), noise=LEVELS, seed=seed)
     kept: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "action", "is_first", "state", "wanted")}
     with EnvPool([task] * len(LEVELS), seed=seed, action_repeat=action_repeat, look=look, state=True) as pool:

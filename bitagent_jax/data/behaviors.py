@@ -13,7 +13,8 @@ EXPLORE = "plan2explore"
 PRESETS = ("small", "full")
 SMALL, FRAMES = (160, 40), 2_000_000
 """Of the presets of ``bitagent collect``: episodes of behaviours and of Plan2Explore; frames, in equal shares."""
-NOISE = {"expert": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "middle": (0.2,), "early": (0.3,)}
+LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+NOISE = {"steady": LEVELS, "expert": LEVELS, "middle": (0.2,), "early": (0.3,)}
 """Standard deviations of the action noise with which each stage of an actor is run in the mix ``zoo``.
 
 Under strong noise an expert stumbles, falls and rises: what a policy that learns from it has to know of such states.
@@ -22,7 +23,7 @@ Under strong noise an expert stumbles, falls and rises: what a policy that learn
 MIXED = "mixed"
 MIXED_EVERY = 3
 """In the mix ``zoo``, for so many environments with an actor of their own, one in which actors follow one another."""
-SHARES = {"": 1, "early": 1, "middle": 2, "expert": 3}
+SHARES = {"": 1, "early": 1, "middle": 2, "expert": 3, "steady": 3}
 """How often each stage of each task's actor, and flailing, act in those."""
 
 
@@ -39,13 +40,22 @@ class Behavior(NamedTuple):
         return {"policy": f"zoo {self.stage}" if self.stage else "random"} | noise
 
 
+def played(task: str) -> list[str]:
+    """List the stages of a task's actors that fill data: where one is steady, it stands in for the expert.
+
+    What an expert does with the exact velocities of the simulator, a policy that sees pictures cannot repeat.
+    """
+    stages = list(zoo.load_card()["actors"][task])
+    return [stage for stage in stages if stage != "expert" or "steady" not in stages]
+
+
 def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
     """List the behaviours of a data set, one environment each.
 
     Args:
         kind: ``random``: the random policy in every task; ``zoo``: in every task with shipped actors also each stage
-            of them, the expert with more and more noise, and for every three of these environments one in which all
-            take turns.
+            of them that is ``played``, the best with more and more noise, and for every three of these environments
+            one in which all take turns.
         tasks: names of one body.
 
     Raises:
@@ -61,7 +71,7 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
             raise ValueError(
                 f"the zoo has no actor of {', '.join(tasks)}, only of {', '.join(actors)}: use the mix random"
             )
-        out += [Behavior(task, stage, noise) for task in known for stage in actors[task] for noise in NOISE[stage]]
+        out += [Behavior(task, stage, noise) for task in known for stage in played(task) for noise in NOISE[stage]]
         out += [Behavior(known[i % len(known)], MIXED) for i in range(-(-len(out) // MIXED_EVERY))]
     return out
 
@@ -107,7 +117,7 @@ def acting(behaviors: Sequence[Behavior]) -> Callable[[int, int], ZooPolicy]:
     repertoire = []
     for task in dict.fromkeys(b.task for b in behaviors if b.task in known):
         repertoire += SHARES[""] * [None]
-        for stage in known[task]:
+        for stage in played(task):
             repertoire += SHARES[stage] * [zoo.load_actor(task, stage)]
     noise = [b.noise for b in behaviors]
     return lambda _, seed: ZooPolicy(actors, noise=noise, mixed=mixed, repertoire=repertoire, seed=seed)

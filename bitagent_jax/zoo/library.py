@@ -9,8 +9,11 @@ from typing import Any
 from bitagent_jax.errors import unknown
 from bitagent_jax.zoo.actor import Actor, from_bytes
 
-STAGES = ("early", "middle", "expert")
-"""Competences: the best of a training, and what came before it at about .3 and .65 of its normalised return."""
+STAGES = ("early", "middle", "expert", "steady")
+"""Competences: the best of a training, and what came before it at about .3 and .65 of its normalised return.
+
+``steady``, of some tasks: the best of a training that blurred what the actor sees, so that it needs no exact state.
+"""
 
 WEIGHTS = Path(__file__).parent / "weights"
 

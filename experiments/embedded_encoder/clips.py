@@ -234,7 +234,7 @@ def _cast(body: str, rng: np.random.Generator):
         turns = [(task, stage) for task in tasks for stage, share in CASTING.items() for _ in range(share)]
         repertoire = [zoo.load_actor(task, stage) if stage else None for task, stage in turns]
         return ZooPolicy([None], mixed=True, repertoire=repertoire, seed=seed)
-    alone = [(task, stage, noise) for task in tasks for stage in zoo.STAGES for noise in NOISE[stage]]
+    alone = [(task, stage, noise) for task in tasks for stage in reversed(NOISE) for noise in NOISE[stage]]
     task, stage, noise = alone[rng.integers(len(alone))]
     return ZooPolicy([zoo.load_actor(task, stage)], noise=noise, seed=seed)
 

@@ -1,10 +1,11 @@
-"""Choose three actors of a finished training, measure them and put them into the package with their card.
+"""Choose the actors of a finished training, measure them and put them into the package with their card.
 
     python -m experiments.zoo.export runs/zoo/walker_walk [runs/zoo/walker_run ...]
 
 Hardware: one CPU core, a quarter of a minute a task. The expert is the best evaluation of the curve; early and
-middle are those before it that are nearest to .3 and .65 of its normalised return. What the card states was
-measured anew by ``experiments.zoo.measure`` on other initial states.
+middle are those before it that are nearest to .3 and .65 of its normalised return; of a training with ``--blur``
+the best alone is kept, as ``steady``. What the card states was measured anew by ``experiments.zoo.measure`` on other
+initial states.
 """
 
 import argparse
@@ -30,6 +31,7 @@ NOTES = dict(
     normalised="(return - random) / (expert - random) on the scale of GenRL's benchmark",
     trained_by="experiments/zoo (train.py, export.py), soft actor-critic of sbx-rl",
     steps="agent steps, each of two control steps, in all environments together",
+    blur="noise on what the actor saw in training, in standard deviations of each measurement under random actions",
     licence="Apache-2.0",
 )
 
@@ -50,7 +52,10 @@ def export(folder: Path) -> dict[str, Any]:
     """Write the weights of one training's stages into the package and return their part of the card."""
     progress = json.loads((folder / "curve.json").read_text())
     task, entries = progress["task"], {}
-    for stage, row in choose(progress["curve"]).items():
+    chosen = choose(progress["curve"])
+    if progress["blur"]:
+        chosen = {"steady": chosen["expert"]}
+    for stage, row in chosen.items():
         raw = (folder / f"{row['steps']:08d}.safetensors").read_bytes()
         actor = from_bytes(raw)
         write_atomically(library.actor_path(task, stage), lambda file, raw=raw: file.write(raw))
@@ -62,6 +67,7 @@ def export(folder: Path) -> dict[str, Any]:
             **{key: row[key] for key in ("steps", "updates", "seconds")},
             seed=progress["seed"],
             warm=progress["warm"],
+            blur=progress["blur"],
             settings=[note for note in progress["settings"] if note["from"] < row["steps"]],
             genrl_random=get_task(task).random_score,
             genrl_expert=get_task(task).expert_score,
@@ -69,7 +75,7 @@ def export(folder: Path) -> dict[str, Any]:
             date=datetime.now(UTC).date().isoformat(),
             versions={name: version(name) for name in LIBRARIES},
         )
-    return {task: {stage: entries[stage] for stage in STAGES}}
+    return {task: entries}
 
 
 def main() -> None:
@@ -79,8 +85,10 @@ def main() -> None:
     path = library.WEIGHTS / "card.json"
     actors = json.loads(path.read_text())["actors"] if path.exists() else {}
     for folder in parser.parse_args().folders:
-        actors |= export(folder)
-    card = NOTES | {"actors": {task: actors[task] for task in TASKS if task in actors}}
+        for task, entries in export(folder).items():
+            actors[task] = actors.get(task, {}) | entries
+    known = {task: actors[task] for task in TASKS if task in actors}
+    card = NOTES | {"actors": {task: {s: own[s] for s in STAGES if s in own} for task, own in known.items()}}
     write_atomically(path, lambda file: file.write((json.dumps(card, indent=1) + "\n").encode()))
 
 

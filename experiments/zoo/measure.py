@@ -4,30 +4,60 @@
 
 Needs the package alone. Hardware: one CPU core, a few seconds an actor. Writes table.txt and table.json. Every
 row is the mean and standard deviation over 20 episodes whose initial states no training and no choice of a
-stage ever used; actions without noise, action repeat 2, the weights as shipped. Expected result: the numbers in
+stage ever used; actions without noise, action repeat 2, the weights as shipped. The last column is the normalised
+return of an actor that sees its state blurred by BLUR. Expected result: the numbers in
 ``bitagent_jax/zoo/weights/card.json`` and in the README.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitagent_jax import zoo
-from bitagent_jax.data.collect import ZooPolicy
+from bitagent_jax.data.collect import RandomPolicy, ZooPolicy
+from bitagent_jax.envs.pool import EnvPool, Timestep
 from bitagent_jax.envs.tasks import get_task, normalised_score
 from bitagent_jax.evaluation.rollouts import episode_returns, random_returns
 from bitagent_jax.files import write_atomically
 
-EPISODES, SEED = 20, 2 * 10**6
+EPISODES, SEED, BLUR = 20, 2 * 10**6, 0.5
 
 
-def measure(task: str, actor: zoo.Actor, *, episodes: int = EPISODES, workers: int = 1) -> dict[str, Any]:
-    """Run an actor without noise; returns ``return_mean``, ``return_std``, ``normalised`` and how it was done."""
+def spread(task: str) -> np.ndarray:
+    """Return the standard deviation of each measurement over four episodes of random actions, ``[S]``."""
+    with EnvPool([task] * 4, seed=0, render=False, state=True, workers=1) as pool:
+        act, timestep, states = RandomPolicy(pool.action_dim, 0), pool.reset(), []
+        while not timestep.is_last.any():
+            timestep = pool.step(act(timestep))
+            states.append(np.array(timestep.state))
+    return np.concatenate(states).std(0)
+
+
+def blurred(policy: Callable, noise: np.ndarray) -> Callable:
+    """Let a policy see states with normal noise of the standard deviations ``noise [S]``."""
+    rng = np.random.default_rng(SEED)
+
+    def act(timestep: Timestep) -> np.ndarray:
+        seen = timestep.state + noise * rng.standard_normal(timestep.state.shape)
+        return policy(timestep._replace(state=seen.astype(np.float32)))
+
+    return act
+
+
+def measure(
+    task: str, actor: zoo.Actor, *, episodes: int = EPISODES, workers: int = 1, blur: float = 0.0
+) -> dict[str, Any]:
+    """Run an actor without action noise; returns ``return_mean``, ``return_std``, ``normalised`` and how it was done.
+
+    ``blur`` is the noise on each measurement that it sees, as a part of its :func:`spread`.
+    """
+    noise = blur * spread(task) if blur else np.zeros(actor.state_dim)
     returns = episode_returns(
-        lambda pool, slots: ZooPolicy([actor] * len(slots)), [task], episodes,
+        lambda pool, slots: blurred(ZooPolicy([actor] * len(slots)), noise), [task], episodes,
         seed=SEED, desc=task, render=False, state=True, workers=workers,
     )  # fmt: skip
     return _summary(task, returns[task])
@@ -48,20 +78,25 @@ def rows_of(task: str, stages: dict[str, Any]) -> list[dict[str, Any]]:
     random = _summary(task, random_returns([task], EPISODES, action_repeat=2, seed=SEED)[task])
     rows = [dict(task=task, stage="random", steps=0, **random)]
     for stage, entry in stages.items():
-        rows.append(dict(task=task, stage=stage, steps=entry["steps"], **measure(task, zoo.load_actor(task, stage))))
+        actor = zoo.load_actor(task, stage)
+        rows.append(dict(task=task, stage=stage, steps=entry["steps"], **measure(task, actor)))
+        rows[-1]["blurred"] = measure(task, actor, blur=BLUR)["normalised"]
     for row in rows:
         row["genrl_expert"] = get_task(task).expert_score
         print(_line(row), flush=True)
     return rows
 
 
-HEADER = f"{'task':16} {'stage':8} {'steps':>9} {'return':>7} {'std':>6} {'GenRL expert':>12} {'normalised':>10}"
+HEADER = (
+    f"{'task':16} {'stage':8} {'steps':>9} {'return':>7} {'std':>6} {'GenRL expert':>12} {'normalised':>10} "
+    f"{'blurred':>7}"
+)
 
 
 def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['task']:16} {row['stage']:8} {row['steps']:9,} {row['return_mean']:7.1f} {row['return_std']:6.1f} "
-        f"{row['genrl_expert']:12g} {row['normalised']:10.3f}"
+        f"{row['genrl_expert']:12g} {row['normalised']:10.3f} {row.get('blurred', ''):>7}"
     )
 
 

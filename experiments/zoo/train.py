@@ -5,7 +5,8 @@
 Needs ``pip install -e .[zoo]``. Hardware: one CPU core. Kill it at any time and run the same command again: it
 continues from the last checkpoint, at most three minutes old. Soft actor-critic from sbx-rl with 3-step returns;
 cheap physics against dear updates on a CPU make for layers of 128, batches of 128 and one update to two agent steps.
-``--warm DIR`` begins with the networks of another task's run of the same body.
+``--warm DIR`` begins with the networks of another task's run of the same body. ``--blur B`` adds noise to what the
+actor sees, so that it can be followed by an agent that sees pictures, which tell velocities only roughly.
 Then ``experiments.zoo.export`` chooses the stages and ``experiments.zoo.measure`` measures them.
 """
 
@@ -41,7 +42,7 @@ class Watch(BaseCallback):
     def __init__(self, folder: Path, task: str, progress: dict[str, Any]):
         super().__init__()
         self._folder, self._task, self._progress = folder, task, progress
-        self._envs = make_envs(task, EVALUATIONS, EVALUATION_SEED)
+        self._envs = make_envs(task, EVALUATIONS, EVALUATION_SEED, progress["blur"])
         self._begun, self._saved = time.monotonic() - progress["seconds"], time.monotonic()
 
     def _on_step(self) -> bool:
@@ -79,7 +80,9 @@ def _pretty(progress: dict[str, Any]) -> bytes:
     return f'{json.dumps(rest)[:-1]}, "curve": [\n  {rows}\n]}}\n'.encode()
 
 
-def train(task: str, folder: Path, steps: int, *, seed: int = 0, warm: Path | None = None) -> dict[str, Any]:
+def train(
+    task: str, folder: Path, steps: int, *, seed: int = 0, warm: Path | None = None, blur: float = 0.0
+) -> dict[str, Any]:
     """Train until a number of agent steps, continuing what ``folder`` holds.
 
     Args:
@@ -88,17 +91,21 @@ def train(task: str, folder: Path, steps: int, *, seed: int = 0, warm: Path | No
         steps: agent steps (of two control steps) in all environments together.
         seed: of networks, replay and environments.
         warm: another run's folder, whose networks to begin with.
+        blur: noise on what the actor sees, in training and in evaluations (``vector.make_envs``).
 
     Returns:
         The progress, as in curve.json: ``seconds`` of wall time, the ``settings`` trained with from which step on,
         and the ``curve`` of evaluations.
     """
     saved = folder / "checkpoint.npz"
-    envs = make_envs(get_task(task).name, ENVS, seed)
+    envs = make_envs(get_task(task).name, ENVS, seed, blur)
     model = SAC("MlpPolicy", envs, seed=seed, train_freq=1, gradient_steps=UPDATES, **SETTINGS)
-    progress = {"task": task, "seed": seed, "warm": _origin(warm), "seconds": 0.0, "curve": []}
+    progress = {"task": task, "seed": seed, "warm": _origin(warm), "blur": blur, "seconds": 0.0, "curve": []}
     if saved.exists():
         progress = checkpoint.restore(saved, model)
+        if progress["blur"] != blur:
+            kept = f"{folder} holds a training with blur {progress['blur']:g}"
+            raise ValueError(f"{kept}, not {blur:g}: take another folder")
         print(f"continuing at step {model.num_timesteps}", flush=True)
     elif warm:
         checkpoint.warm_start(warm / "checkpoint.npz", model)
@@ -134,8 +141,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warm", type=Path)
+    parser.add_argument("--blur", type=float, default=0.0)
     given = parser.parse_args()
-    train(given.task, given.out, given.steps, seed=given.seed, warm=given.warm)
+    train(given.task, given.out, given.steps, seed=given.seed, warm=given.warm, blur=given.blur)
 
 
 if __name__ == "__main__":

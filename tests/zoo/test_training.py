@@ -58,6 +58,29 @@ def test_a_checkpoint_holds_the_learner_the_replay_and_the_counts(tmp_path):
         checkpoint.warm_start(path, small_model("walker_walk"))
 
 
+def test_blur_adds_to_each_measurement_its_share_of_the_spread():
+    from experiments.zoo.measure import spread
+    from experiments.zoo.vector import make_envs
+
+    clear, blurred = (make_envs("cheetah_run", 8, seed=1, blur=blur) for blur in (0.0, 0.5))
+    rows = [(clear.reset(), blurred.reset())]
+    for _ in range(100):
+        rows.append(tuple(envs.step(np.zeros((8, 6), np.float32))[0] for envs in (clear, blurred)))
+    noise = np.concatenate([seen - true for true, seen in rows])
+    np.testing.assert_allclose(noise.std(0), 0.5 * spread("cheetah_run"), rtol=0.15)
+    assert np.abs(np.corrcoef(noise[:-8].ravel(), noise[8:].ravel())[0, 1]) < 0.2
+
+
+def test_a_training_is_not_continued_with_another_blur(tmp_path, monkeypatch):
+    from experiments.zoo import checkpoint, train
+
+    model = small_model()
+    checkpoint.save(tmp_path / "checkpoint.npz", model, {"blur": 0.35})
+    monkeypatch.setattr(train, "ENVS", 4)
+    with pytest.raises(ValueError, match="holds a training with blur 0.35, not 0: take another folder"):
+        train.train("cheetah_run", tmp_path, 10)
+
+
 DRIVER = """
 import sys
 from pathlib import Path
