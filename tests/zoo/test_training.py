@@ -111,7 +111,7 @@ def test_a_killed_training_continues_and_is_exported(tmp_path, monkeypatch):
     assert [row["steps"] for row in curve] == sorted({row["steps"] for row in curve}) and curve[-1]["steps"] > steps
 
     monkeypatch.setattr(library, "WEIGHTS", tmp_path / "weights")
-    monkeypatch.setattr(export, "choose", lambda rows: dict(zip(library.STAGES, rows, strict=False)))
+    monkeypatch.setattr(export, "choose", lambda rows: dict(zip(library.STAGES[:3], rows, strict=False)))
     card = export.export(tmp_path / "run")["cheetah_run"]
     assert [entry["steps"] for entry in card.values()] == [row["steps"] for row in curve[:3]]
     assert len(list((tmp_path / "weights").glob("cheetah_run-*.safetensors"))) == 3
