@@ -43,7 +43,8 @@ class Behavior(NamedTuple):
 def played(task: str) -> list[str]:
     """List the stages of a task's actors that fill data: where one is steady, it stands in for the expert.
 
-    What an expert does with the exact velocities of the simulator, a policy that sees pictures cannot repeat.
+    An expert stumbles once it sees its state blurred, and a policy that sees pictures knows the state only so. The best
+    comes last.
     """
     stages = list(zoo.load_card()["actors"][task])
     return [stage for stage in stages if stage != "expert" or "steady" not in stages]

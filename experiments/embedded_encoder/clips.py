@@ -30,7 +30,7 @@ KINDS = ("puppet", "random", "thrown", "acted")
 _ALONE, _WITH_ZOO = (0.46, 0.38, 0.16, 0.0), (0.38, 0.26, 0.13, 0.23)
 SHARES = {"walker": _WITH_ZOO, "cheetah": _WITH_ZOO, "quadruped": _ALONE, "stickman": _ALONE}
 CASTING = {"": 1, "early": 1, "middle": 2, "expert": 3}
-NOISE = {"expert": (0.0, 0.2), "middle": (0.2,), "early": (0.3,)}
+NOISE = {"early": (0.3,), "middle": (0.2,), "expert": (0.0, 0.2)}
 IN_TURNS = 2 / 3
 """Who acts in sequences of the zoo: how often each stage of each task when all take turns, noise of those alone.
 
@@ -234,7 +234,7 @@ def _cast(body: str, rng: np.random.Generator):
         turns = [(task, stage) for task in tasks for stage, share in CASTING.items() for _ in range(share)]
         repertoire = [zoo.load_actor(task, stage) if stage else None for task, stage in turns]
         return ZooPolicy([None], mixed=True, repertoire=repertoire, seed=seed)
-    alone = [(task, stage, noise) for task in tasks for stage in reversed(NOISE) for noise in NOISE[stage]]
+    alone = [(task, stage, noise) for task in tasks for stage in NOISE for noise in NOISE[stage]]
     task, stage, noise = alone[rng.integers(len(alone))]
     return ZooPolicy([zoo.load_actor(task, stage)], noise=noise, seed=seed)
 

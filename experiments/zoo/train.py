@@ -102,7 +102,7 @@ def train(
     model = SAC("MlpPolicy", envs, seed=seed, train_freq=1, gradient_steps=UPDATES, **SETTINGS)
     progress = {"task": task, "seed": seed, "warm": _origin(warm), "blur": blur, "seconds": 0.0, "curve": []}
     if saved.exists():
-        progress = checkpoint.restore(saved, model)
+        progress = {"blur": 0.0} | checkpoint.restore(saved, model)  # trainings from before there was blur had none
         if progress["blur"] != blur:
             kept = f"{folder} holds a training with blur {progress['blur']:g}"
             raise ValueError(f"{kept}, not {blur:g}: take another folder")

@@ -71,14 +71,15 @@ def test_blur_adds_to_each_measurement_its_share_of_the_spread():
     assert np.abs(np.corrcoef(noise[:-8].ravel(), noise[8:].ravel())[0, 1]) < 0.2
 
 
-def test_a_training_is_not_continued_with_another_blur(tmp_path, monkeypatch):
+@pytest.mark.parametrize("progress, blur, kept", [({"blur": 0.35}, 0.0, "0.35, not 0"), ({}, 0.35, "0, not 0.35")])
+def test_a_training_is_not_continued_with_another_blur(tmp_path, monkeypatch, progress, blur, kept):
     from experiments.zoo import checkpoint, train
 
     model = small_model()
-    checkpoint.save(tmp_path / "checkpoint.npz", model, {"blur": 0.35})
+    checkpoint.save(tmp_path / "checkpoint.npz", model, progress)
     monkeypatch.setattr(train, "ENVS", 4)
-    with pytest.raises(ValueError, match="holds a training with blur 0.35, not 0: take another folder"):
-        train.train("cheetah_run", tmp_path, 10)
+    with pytest.raises(ValueError, match=f"holds a training with blur {kept}: take another folder"):
+        train.train("cheetah_run", tmp_path, 10, blur=blur)
 
 
 DRIVER = """
