@@ -143,8 +143,8 @@ def defaults() -> ConfigDict:
                 "return_decay": 0.99,
                 "bins": 255,
                 "slow_rate": 0.02,
-                "regression": 0.0,  # [D] weight of advantage-weighted regression toward the data's actions
-                "regression_temperature": 0.3,  # [D] in standard deviations of the advantage
+                "regression": 0.0,  # [D] weight of regression toward the data's actions of high return
+                "regression_temperature": 0.5,  # [D] in standard deviations of the returns
             },
             "explore": {  # Plan2Explore, which `bitagent collect --mix plan2explore` runs; a training run ignores it
                 "heads": 5,
@@ -266,6 +266,11 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"config.reward.semantic={config.reward.semantic} needs the semantic decoder, which config.joint.mllm=0 "
             "leaves untrained: set one of them"
         )
+    if config.behavior.regression and config.joint.world_model_in_stage2:
+        raise ValueError(
+            f"config.behavior.regression={config.behavior.regression} judges the data by latents that stay as they "
+            "are: set config.joint.world_model_in_stage2=False"
+        )
     if config.mllm.encoder == PRECOMPUTED:
         _check_precomputed(config)
     _check_lengths(config)
@@ -309,11 +314,6 @@ def _check_lengths(config: ConfigDict) -> None:
         for field in fields:
             if flat[field] < least:
                 raise ValueError(f"config.{field}={flat[field]} must be at least {least}")
-    if config.behavior.regression and window > length:
-        raise ValueError(
-            f"config.reward.window={window} is outside 1..{length} (config.train.length, whose rows are aligned too "
-            f"with config.behavior.regression={config.behavior.regression})"
-        )
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

@@ -7,7 +7,7 @@ SHORT = {
     "fusion.skip_task": True,
     "task_imagination.feed": "own",
     "behavior.init_std": 0.4,
-    "behavior.discount": 0.97,
+    "behavior.discount": 0.985,
     "behavior.regression": 4.0,
     "reward.similarity": "likelihood",
     "reward.semantic": 0.9,

@@ -23,9 +23,8 @@ import optax
 from flax import nnx
 
 from bitagent_jax import zoo
-from bitagent_jax.agent.joint import as_observed
 from bitagent_jax.agent.state import build
-from bitagent_jax.agent.world_model import feature
+from bitagent_jax.agent.world_model import as_observed, feature
 from bitagent_jax.data.behaviors import LEVELS, played
 from bitagent_jax.data.collect import ZooPolicy
 from bitagent_jax.envs.pool import EnvPool

@@ -113,21 +113,3 @@ def actor_loss(returns: jax.Array, std: jax.Array, scale: jax.Array, discount: f
     """Return ``-gamma^t (R_t / scale + entropy * H[pi])``, ``[N, H]``; its gradient runs through the dynamics."""
     weight = discount ** jnp.arange(returns.shape[1])
     return -weight * (returns / scale + entropy * gaussian_entropy(std))
-
-
-def regression_loss(mean: jax.Array, action: jax.Array, advantage: jax.Array, temperature: float) -> jax.Array:
-    """Return advantage-weighted regression toward actions of the data (Peng et al. 2019), ``[B, T]``.
-
-    ``w |mean - a|_1``, smooth near 0, with ``w = exp(min(A / (temperature * std(A)), 3))``, scaled to a mean of one.
-    The square would settle on the mean of what several actors do, with their noise: a timid action that none of them
-    takes; the absolute difference settles on what most do.
-
-    Args:
-        mean: of the policy, ``[B, T, A]``.
-        action: taken in the data from the same states, ``[B, T, A]``.
-        advantage: of those actions, ``[B, T]``; not differentiated.
-        temperature: in standard deviations of the batch's advantages.
-    """
-    advantage = jax.lax.stop_gradient(advantage)
-    weight = jnp.exp(jnp.minimum(advantage / (temperature * jnp.std(advantage) + 1e-8), 3.0))
-    return weight / jnp.mean(weight) * jnp.sum(jnp.sqrt(jnp.square(mean - action) + 1e-3), -1)

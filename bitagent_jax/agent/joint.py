@@ -14,12 +14,10 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from bitagent_jax.agent import behavior, rewards, task_imagination
-from bitagent_jax.agent.dynamics import flatten_latent
+from bitagent_jax.agent import behavior, imitation, rewards, task_imagination
 from bitagent_jax.agent.semantics import add_noise, relation_loss
 from bitagent_jax.agent.state import TrainState, apply_gradients
-from bitagent_jax.agent.world_model import feature
-from bitagent_jax.nn.distributions import mode_onehot, sample_onehot
+from bitagent_jax.agent.world_model import as_observed, feature
 
 IMAGINED = ("fusion", "adapter", "actor", "critic")  # what stage-2 losses may reach; the rest is fixed in imagination
 
@@ -188,13 +186,13 @@ def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, k
         {"state": {k: jax.lax.stop_gradient(observed[k]) for k in ("deter", "stoch")},
          "embedding": batch["embedding"], "has": batch["has_embedding"]},
     )  # fmt: skip
-    task_ids, ids = ids, jnp.repeat(ids, starts["has"].shape[1])
+    ids = jnp.repeat(ids, starts["has"].shape[1])
     starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts)
     path = behavior.rollout(
         agent, starts["state"], agent.adapt(starts["embedding"]), starts["has"], prompts[ids],
         horizon, config.imagination.semantics, key,
     )  # fmt: skip
-    reward, offset = task_reward(agent, slow, path, prompts, ids, config)
+    reward, offset = rewards.task_reward(slow, path, prompts, ids, config)
     value = slow.critic(path["fused"][:, 1:])
     returns = behavior.lambda_returns(reward, value, settings.discount, settings.trace)
     norms, scale = update_norms(norms, jax.lax.stop_gradient(returns), settings.return_decay)
@@ -212,84 +210,12 @@ def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, k
         "actor/return_scale": scale,
     }
     if settings.regression:
-        losses["regression"], metrics["data/reward"] = regression(
-            agent, slow, observed, batch, prompts, task_ids, config
-        )
+        shown_key = jax.random.fold_in(key, 1)
+        losses["regression"] = imitation.regression(agent, batch, prompts, config.imagination.semantics, shown_key)
     for k in range(prompts.shape[0]):
         mine = (ids == k)[:, None]
         metrics[f"imagined/reward_{k}"] = jnp.sum(jnp.where(mine, reward, 0)) / jnp.maximum(jnp.sum(mine) * horizon, 1)
     return losses, metrics, norms
-
-
-def regression(agent, slow, observed, batch, prompts, ids, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """Pull the policy toward the actions of the data that the text finds good there; loss ``[B, T-1]``, mean reward.
-
-    The same reward and critic as in imagination judge the filtered states of each sequence under its task.
-    """
-    stop = jax.lax.stop_gradient
-    state = {k: stop(observed[k]) for k in ("deter", "stoch")}
-    fuse = agent.fuser(prompts[ids][:, None])
-    if config.imagination.semantics == "decode":
-        embedding, has = agent.read_semantics(state, fuse), jnp.ones_like(batch["has_embedding"])
-    else:
-        embedding, has = agent.adapt(batch["embedding"]), batch["has_embedding"]
-    fused = stop(fuse(embedding, has, feature(state)).astype(jnp.float32))
-    path = {**state, "prior": stop(observed["post"]), "action": batch["action"]}
-    reward, _ = task_reward(agent, slow, path, prompts, ids, config)
-    value, settings = slow.critic(fused), config.behavior
-    returns = behavior.lambda_returns(reward[:, 1:], value[:, 1:], settings.discount, settings.trace)
-    mean, _ = agent.actor(fused[:, :-1])
-    loss = behavior.regression_loss(
-        mean, batch["action"][:, 1:], returns - value[:, :-1], settings.regression_temperature
-    )
-    return loss, jnp.mean(reward)
-
-
-def task_reward(agent, slow, path: dict, prompts, ids, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """Score imagined rollouts against the slow task imagination: rewards ``[N, H]`` and offsets ``[N]``.
-
-    The decoder's linear layer that the cosine forms act on is held fixed: it measures, it does not learn from this.
-    """
-    stop = jax.lax.stop_gradient
-    if config.task_imagination.action:
-        target = slow.target(prompts[ids], stop(path["action"]))
-    else:
-        steps = jnp.zeros((prompts.shape[0], *path["action"].shape[1:]))
-        target = slow.target(prompts, steps)[ids]
-    if config.reward.similarity in ("neg_kl", "likelihood"):
-        sides = {"log_probs": path["prior"], "stoch": path["stoch"]}, {"log_probs": stop(target)}
-    else:
-        measure = slow.world_model.latent_features
-        sides = {"features": measure(path["stoch"])}, {"features": measure(flatten_latent(stop(mode_onehot(target))))}
-    matrix = rewards.similarity(config.reward.similarity, *sides)
-    reward, offset = rewards.align(matrix, config.reward.window)
-    if share := config.reward.semantic:
-        reward = (1 - share) * reward + share * semantic_reward(slow, path, prompts[ids])
-    return reward, offset
-
-
-def semantic_reward(slow, path: dict, task: jax.Array) -> jax.Array:
-    """Return the cosine of what states mean with the sentence, ``f_dec(f_TAMF(no e_v, s, tau)) . f_psi(tau)``.
-
-    Args:
-        slow: modules that measure, held fixed; else fusion and decoder would learn to see what is wanted.
-        path: states ``deter`` and ``stoch [N, H, ...]``.
-        task: ``tau [N, D]``.
-    """
-    state = {name: path[name] for name in ("deter", "stoch")}
-    meant = slow.read_semantics(state, slow.fuser(task[:, None]))
-    return jnp.einsum("nhd,nd->nh", meant, jax.lax.stop_gradient(slow.aligner(task)))
-
-
-def as_observed(batch: dict, key: jax.Array) -> dict[str, jax.Array]:
-    """Return stored latents of a batch (``training.latents``) as if ``WorldModel.observe`` had just filtered them.
-
-    ``z`` is drawn anew from the stored posterior: a policy that met the same draws in every epoch would learn them
-    by heart.
-    """
-    post = batch["post"].astype(jnp.float32)
-    stoch = flatten_latent(sample_onehot(key, post))
-    return {"deter": batch["deter"].astype(jnp.float32), "stoch": stoch, "post": post}
 
 
 def update_norms(norms: dict, returns: jax.Array, decay: float) -> tuple[dict, jax.Array]:

@@ -7,8 +7,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from bitagent_jax import errors
+from bitagent_jax.agent.dynamics import flatten_latent
+from bitagent_jax.nn.distributions import mode_onehot
 
 SIMILARITIES = ("max_cosine", "cosine", "neg_kl", "likelihood")
 
@@ -66,3 +69,39 @@ def align(matrix: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
     best = jnp.argmax(scores, axis=-1)
     index = jnp.maximum(0, jnp.arange(horizon) - best[:, None])
     return jnp.take_along_axis(matrix, index[..., None], axis=-1)[..., 0], best
+
+
+def task_reward(slow, path: dict, prompts, ids, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
+    """Score imagined rollouts against the slow task imagination: rewards ``[N, H]`` and offsets ``[N]``.
+
+    The decoder's linear layer that the cosine forms act on is held fixed: it measures, it does not learn from this.
+    """
+    stop = jax.lax.stop_gradient
+    if config.task_imagination.action:
+        target = slow.target(prompts[ids], stop(path["action"]))
+    else:
+        steps = jnp.zeros((prompts.shape[0], *path["action"].shape[1:]))
+        target = slow.target(prompts, steps)[ids]
+    if config.reward.similarity in ("neg_kl", "likelihood"):
+        sides = {"log_probs": path["prior"], "stoch": path["stoch"]}, {"log_probs": stop(target)}
+    else:
+        measure = slow.world_model.latent_features
+        sides = {"features": measure(path["stoch"])}, {"features": measure(flatten_latent(stop(mode_onehot(target))))}
+    matrix = similarity(config.reward.similarity, *sides)
+    reward, offset = align(matrix, config.reward.window)
+    if share := config.reward.semantic:
+        reward = (1 - share) * reward + share * semantic_reward(slow, path, prompts[ids])
+    return reward, offset
+
+
+def semantic_reward(slow, path: dict, task: jax.Array) -> jax.Array:
+    """Return the cosine of what states mean with the sentence, ``f_dec(f_TAMF(no e_v, s, tau)) . f_psi(tau)``.
+
+    Args:
+        slow: modules that measure, held fixed; else fusion and decoder would learn to see what is wanted.
+        path: states ``deter`` and ``stoch [N, H, ...]``.
+        task: ``tau [N, D]``.
+    """
+    state = {name: path[name] for name in ("deter", "stoch")}
+    meant = slow.read_semantics(state, slow.fuser(task[:, None]))
+    return jnp.einsum("nhd,nd->nh", meant, jax.lax.stop_gradient(slow.aligner(task)))

@@ -21,6 +21,17 @@ def feature(state: State) -> jax.Array:
     return jnp.concatenate([state["deter"], state["stoch"]], -1)
 
 
+def as_observed(batch: dict, key: jax.Array) -> dict[str, jax.Array]:
+    """Return stored latents of a batch (``training.latents``) as if ``WorldModel.observe`` had just filtered them.
+
+    ``z`` is drawn anew from the stored posterior: a policy that met the same draws in every epoch would learn them
+    by heart.
+    """
+    post = batch["post"].astype(jnp.float32)
+    stoch = flatten_latent(sample_onehot(key, post))
+    return {"deter": batch["deter"].astype(jnp.float32), "stoch": stoch, "post": post}
+
+
 class WorldModel(nnx.Module):
     """Recurrent state-space model of pixels and actions."""
 

@@ -19,6 +19,8 @@ NOISE = {"steady": LEVELS, "expert": LEVELS, "middle": (0.2,), "early": (0.3,)}
 
 Under strong noise an expert stumbles, falls and rises: what a policy that learns from it has to know of such states.
 """
+CALM = 0.7
+"""Part of the time without it: a policy that imitates is taught more by the actors' own actions than by their noise."""
 
 MIXED = "mixed"
 MIXED_EVERY = 3
@@ -121,4 +123,4 @@ def acting(behaviors: Sequence[Behavior]) -> Callable[[int, int], ZooPolicy]:
         for stage in played(task):
             repertoire += SHARES[stage] * [zoo.load_actor(task, stage)]
     noise = [b.noise for b in behaviors]
-    return lambda _, seed: ZooPolicy(actors, noise=noise, mixed=mixed, repertoire=repertoire, seed=seed)
+    return lambda _, seed: ZooPolicy(actors, noise=noise, mixed=mixed, repertoire=repertoire, calm=CALM, seed=seed)

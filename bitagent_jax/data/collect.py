@@ -43,9 +43,13 @@ class ZooPolicy:
     fell.  With it one of two disturbances is drawn, so that the same state is followed by many actions: noise as
     above, or a share of the joints that hold random actions, often extreme ones, for some steps; under those bodies
     move further than under noise, which averages out.
+
+    Policies may be ``calm`` for a part of the time: noise then comes in spells, so that the states are those of a body
+    that was pushed, while most of their actions are the actor's own.
     """
 
     TURN = 50
+    SPELL = 10  # steps of noise on average
     NOISE = 0.0, 0.2, 0.4, 0.8
     HELD = 1, 2, 4, 8
     SHARE = 0.25, 0.5, 1.0
@@ -57,6 +61,7 @@ class ZooPolicy:
         noise: float | Sequence[float] = 0.0,
         mixed: bool | Sequence[bool] = False,
         repertoire: Sequence[Actor | None] = (None,),
+        calm: float = 0.0,
         seed: int = 0,
     ):
         """Set who acts.
@@ -66,6 +71,7 @@ class ZooPolicy:
             noise: of each, standard deviation as a part of the actions' reach.
             mixed: which environments draw from the repertoire instead.
             repertoire: what they draw from, in equal shares.
+            calm: part of the time without noise, below 1.
             seed: of noise and draws.
         """
         count = len(actors)
@@ -77,6 +83,7 @@ class ZooPolicy:
         self._repertoire = list(repertoire)
         self._sees_state = any(self._actors) or (self._mixed.any() and any(self._repertoire))
         self._rng = np.random.default_rng(seed)
+        self._calm, self._noisy = calm, np.ones(count, bool)
 
     def __call__(self, timestep: Timestep) -> np.ndarray:
         """Return float32 [N, A] in [-1, 1]; ValueError for other than one row an actor, or rows without states."""
@@ -88,7 +95,10 @@ class ZooPolicy:
             )
         if self._mixed.any():
             self._turn(timestep.is_first, timestep.action.shape)
-        actions = self._noise[:, None] * self._rng.standard_normal(timestep.action.shape, np.float32)
+        if self._calm:
+            self._change_spells(timestep.is_first)
+        noise = np.where(self._noisy, self._noise, 0)
+        actions = noise[:, None] * self._rng.standard_normal(timestep.action.shape, np.float32)
         # Environments of the same actor share one forward pass.
         for actor in dict.fromkeys(self._actors):
             slots = [slot for slot, other in enumerate(self._actors) if other is actor]
@@ -99,6 +109,13 @@ class ZooPolicy:
         if self._kept is not None:
             actions = np.where(np.isnan(self._kept), actions, self._kept)
         return np.clip(actions, -1, 1)
+
+    def _change_spells(self, is_first: np.ndarray) -> None:
+        """Begin and end spells of noise; at the start of an episode each environment is as likely in one as later."""
+        ends = 1 / self.SPELL
+        drawn = self._rng.random(len(is_first))
+        begins = drawn < ends * (1 - self._calm) / self._calm
+        self._noisy = np.where(is_first, drawn >= self._calm, np.where(self._noisy, drawn >= ends, begins))
 
     def _turn(self, is_first: np.ndarray, shape: tuple[int, ...]) -> None:
         """In mixed environments, now and then draw actors and disturbances, and the actions that joints hold."""

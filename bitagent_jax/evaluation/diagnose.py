@@ -17,8 +17,7 @@ import numpy as np
 from flax import nnx
 
 from bitagent_jax.agent.dynamics import flatten_latent
-from bitagent_jax.agent.joint import semantic_reward, task_reward
-from bitagent_jax.agent.rewards import SIMILARITIES
+from bitagent_jax.agent.rewards import SIMILARITIES, semantic_reward, task_reward
 from bitagent_jax.bench import report
 from bitagent_jax.data.embeddings import embed_folder, open_embedding, without_embeddings
 from bitagent_jax.data.episodes import list_episodes, open_episodes
@@ -195,7 +194,7 @@ def make_judge(agent: Agent, prompts: np.ndarray, context: int):
             return jnp.stack([reward(jnp.full(len(image), task)).mean(1) for task in range(len(prompts))], 1)
 
         def of_config(config, ids):
-            return task_reward(module, module, path, prompts, ids, config)[0]
+            return task_reward(module, path, prompts, ids, config)[0]
 
         forms = {kind: of_every_task(partial(of_config, config)) for kind, config in configs.items()}
         return forms | {DECODED: of_every_task(lambda ids: semantic_reward(module, path, prompts[ids]))}

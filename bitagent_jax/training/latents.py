@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from bitagent_jax.agent import imitation
 from bitagent_jax.data.replay import Replay
-
-ROUND = 128  # episodes are padded to a multiple of so many rows, so that few programs are compiled
+from bitagent_jax.training.exemplars import ROUND, Exemplars, padded
 
 
 class Latents:
@@ -21,15 +21,18 @@ class Latents:
     4 KB at the paper's, beside its action and embedding. No picture is read or encoded again.
     """
 
-    def __init__(self, replay: Replay, graph: nnx.GraphDef, config: ConfigDict):
+    def __init__(
+        self, replay: Replay, graph: nnx.GraphDef, config: ConfigDict, exemplars: Exemplars | None = None
+    ):
         """Begin with none; see ``update``.
 
         Args:
             replay: whose episodes.
             graph: of the agent.
             config: the run's.
+            exemplars: draws rows to imitate, of which batches then hold as many as of others.
         """
-        self._replay, self._config = replay, config
+        self._replay, self._config, self._exemplars = replay, config, exemplars
         self._rows: dict[Path, dict[str, np.ndarray]] = {}
 
         @jax.jit
@@ -49,20 +52,21 @@ class Latents:
         """
         for path, rows in self._replay.whole(known=self._rows.keys()):
             count = len(rows["action"])
-            seen = [np.pad(rows[name], [(0, -count % ROUND)] + [(0, 0)] * (rows[name].ndim - 1))
-                    for name in ("image", "action", "is_first")]  # fmt: skip
+            seen = [padded(rows[name], ROUND) for name in ("image", "action", "is_first")]
             key = jax.random.fold_in(jax.random.key(self._config.seed), zlib.crc32(path.name.encode()))
             kept = {name: rows[name] for name in ("action", "embedding", "has_embedding")}
             made = self._encode(params, *seen, key)
             self._rows[path] = kept | {name: np.asarray(value)[:count] for name, value in made.items()}
         self._rows = {path: self._rows[path] for path in self._replay.paths}
+        if self._exemplars:
+            self._exemplars.update(params, self._rows)
 
     def sample(self, batch: int, length: int, rng: np.random.Generator, only: np.ndarray | None = None) -> dict:
         """Draw sequences as ``Replay.sample`` does, with latents in place of pictures.
 
         Returns:
             deter [B,T,D] and post, log-probabilities [B,T,S,C], both float16; action, embedding, has_embedding, text
-            and has_text as of ``Replay.sample``.
+            and has_text as of ``Replay.sample``. With exemplars also B times T of their rows, ``imitation.FIELDS``.
         """
         paths, starts, texts = self._replay.draw(batch, length, rng, only)
         rows = [self._rows[path] for path in paths]
@@ -70,4 +74,20 @@ class Latents:
             name: np.stack([r[name][start : start + length] for r, start in zip(rows, starts, strict=True)])
             for name in rows[0]
         }
-        return fields | texts
+        return fields | texts | self._shown((batch, length), rng, only)
+
+    def _shown(self, shape: tuple[int, int], rng: np.random.Generator, only: np.ndarray | None) -> dict:
+        """Draw rows to imitate, each with the action that was taken there."""
+        if not self._exemplars:
+            return {}
+        drawn = self._exemplars.draw(shape, rng)
+        episode, row, task = drawn if only is None else (one[only] for one in drawn)
+        episodes = list(self._rows.values())
+
+        def gather(name: str, later: int = 0) -> np.ndarray:
+            some = [episodes[e][name][r + later] for e, r in zip(episode.flat, row.flat, strict=True)]
+            return np.stack(some).reshape(*episode.shape, *some[0].shape)
+
+        shown = {name: gather(name) for name in ("deter", "post", "embedding", "has_embedding")}
+        shown |= {"action": gather("action", later=1), "task": task.astype(np.int32)}
+        return {f"shown/{name}": shown[name] for name in imitation.FIELDS}

@@ -3,6 +3,7 @@
     RUN/config.json      the resolved config: all that loading needs
         lock             held by the training process, its pid inside
         prompts.npz      what it was told, embedded
+        returns.npz      how well rows of the episodes follow that, where it imitates those that do
         episodes/        of config.data.mix (config.data.folder may name another place); online/ of the agent
         checkpoints/  metrics.jsonl  tensorboard/  videos/
         cache/           compiled programs
@@ -38,6 +39,7 @@ LAYOUT = (
     "config.json",
     "lock",
     "prompts.npz",
+    "returns.npz",
     "episodes",
     "online",
     "checkpoints",
@@ -59,6 +61,7 @@ class RunFolder:
         self.path = path
         self.config = config
         self.prompts = path / "prompts.npz"
+        self.returns = path / "returns.npz"
         self.checkpoints = path / "checkpoints"
         self.episodes = Path(config.data.folder) if config.data.folder else path / "episodes"
         self.tensorboard = path / "tensorboard"

@@ -29,6 +29,7 @@ from bitagent_jax.mllm.prompts import check_prompt
 from bitagent_jax.policy import Agent, AgentPolicy
 from bitagent_jax.training import sharding
 from bitagent_jax.training.checkpoint import Checkpoints
+from bitagent_jax.training.exemplars import Exemplars
 from bitagent_jax.training.latents import Latents
 from bitagent_jax.training.metrics import Metrics
 from bitagent_jax.training.resident import Resident, fits
@@ -95,7 +96,10 @@ class Session:
             self._add(self.online_folder, limit=rounds * self.config.data.online_episodes)
         sharding.check_same("episodes", [path.name for path in self.replay.paths], self.replay.frames)
         self.replay.sample(1, self.config.train.length, np.random.default_rng(0))  # raises if it is too short
-        self._latents = Latents(self.replay, self.graph, self.config)
+        shown = self.config.behavior.regression and Exemplars(
+            self.graph, self.config, self.told.embeddings, run.returns, primary=jax.process_index() == 0
+        )
+        self._latents = Latents(self.replay, self.graph, self.config, shown or None)
         self._resident: Resident | None = None
         self._metrics = Metrics(run.path, self.step)
 

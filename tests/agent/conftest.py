@@ -48,14 +48,26 @@ def prompts():
 
 @pytest.fixture(scope="session")
 def batch():
-    """Eight sequences of noise; some rows lack embeddings, two sequences have a text, one begins anew midway."""
+    """Eight sequences of noise; some rows lack embeddings, two sequences have a text, one begins anew midway.
+
+    As many rows to imitate are of the sizes of the debug preset.
+    """
     rng = np.random.default_rng(0)
     count, length = TINY["train.batch"], TINY["train.length"]
     has = np.ones((count, length), bool)
     has[0], has[1, :3] = False, False
     first = np.zeros((count, length), bool)
     first[2, 0], first[3, 4] = True, True
-    return {
+    post = np.log(rng.dirichlet(np.ones(4), (count, length, 4)))
+    shown = {
+        "deter": rng.normal(size=(count, length, 32)).astype(np.float16),
+        "post": post.astype(np.float16),
+        "embedding": units(rng, count, length, EMBED),
+        "has_embedding": np.ones((count, length), bool),
+        "action": rng.uniform(-1, 1, (count, length, ACTIONS)).astype(np.float32),
+        "task": rng.integers(TASKS, size=(count, length)).astype(np.int32),
+    }
+    return {f"shown/{name}": rows for name, rows in shown.items()} | {
         "image": rng.integers(0, 256, (count, length, 64, 64, 3), dtype=np.uint8),
         "action": rng.uniform(-1, 1, (count, length, ACTIONS)).astype(np.float32),
         "is_first": first,

@@ -53,23 +53,3 @@ def test_critic_starts_at_zero_and_its_loss_is_the_two_hot_cross_entropy():
     # bins are 0.4 apart, bin 20 is at 0: symlog 0.1 lies a quarter of the way to bin 21
     target = jnp.full(5, float(np.expm1(0.1)))
     np.testing.assert_allclose(critic.loss(x, target), -(0.75 * np.log(0.3) + 0.25 * np.log(0.2)), rtol=1e-4)
-
-
-def test_regression_prefers_actions_of_high_advantage_and_caps_their_weight():
-    mean, action = jnp.zeros((1, 4, 2)), jnp.full((1, 4, 2), 2.0)
-    advantage = jnp.array([[-1.0, 0.0, 0.0, 1.0]])
-    got = behavior.regression_loss(mean, action, advantage, 1.0)
-    want = np.exp(np.minimum(np.array([-1, 0, 0, 1]) / np.sqrt(0.5), 3))
-    np.testing.assert_allclose(got[0], want / want.mean() * 4, rtol=1e-3)
-    assert float(got.mean()) == pytest.approx(4, rel=1e-3)  # whatever the advantages
-    sharp = behavior.regression_loss(mean, action, advantage, 0.1)
-    np.testing.assert_allclose(sharp[0, 3] / sharp[0, 1], np.exp(3.0), rtol=1e-4)
-    gradient = jax.grad(lambda a: behavior.regression_loss(mean, action, a, 1.0).sum())(advantage)
-    assert not np.any(gradient)
-
-
-def test_regression_settles_on_what_most_do_not_on_the_mean():
-    action = jnp.array([0.9, 0.9, 0.9, -1.0, -0.8])[None, :, None]
-    at = lambda a: float(behavior.regression_loss(jnp.full((1, 5, 1), a), action, jnp.ones((1, 5)), 1.0).mean())  # noqa: E731
-    grid = np.linspace(-1, 1, 41)
-    assert grid[np.argmin([at(a) for a in grid])] == pytest.approx(0.9, abs=0.06)  # the mean is .18

@@ -168,6 +168,17 @@ def test_in_mixed_environments_joints_hold_actions_and_noise_comes_and_goes():
     assert 0.1 < free.mean() < 0.8
 
 
+def test_noise_comes_in_spells_where_policies_are_calm_between():
+    still = Actor([(np.zeros((1, 6)), np.zeros(6))])
+    policy = ZooPolicy([still] * 400, noise=0.5, calm=0.7, seed=3)
+    row = states(np.zeros(400))._replace(action=np.zeros((400, 6), np.float32), is_first=np.ones(400, bool))
+    noisy = [policy(row).any(1)]
+    noisy = np.stack(noisy + [policy(row._replace(is_first=np.zeros(400, bool))).any(1) for _ in range(399)])
+    assert noisy[0].mean() == pytest.approx(0.3, abs=0.1) and noisy.mean() == pytest.approx(0.3, abs=0.03)
+    ends = (noisy[:-1] & ~noisy[1:]).sum() / noisy[:-1].sum()
+    assert 1 / ends == pytest.approx(ZooPolicy.SPELL, rel=0.1)
+
+
 def test_without_an_actor_an_environment_acts_at_random_and_needs_no_state():
     rows = Timestep(None, np.zeros((500, 6), np.float32), None, None, None, state=np.zeros((500, 0), np.float32))
     actions = ZooPolicy([None] * 500)(rows)
