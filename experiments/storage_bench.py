@@ -225,7 +225,7 @@ def _resident() -> int:
 def train_rows(folder: Path, repeats: int) -> dict[str, float]:
     """Time a step of stage 2 of the ``cpu`` preset on walker, and drawing its batch, in turn."""
     config, replay = make_config("walker", "cpu"), Replay(10_000_000)
-    config.joint.world_model_in_stage2 = True
+    config.joint.world_model_in_stage2, config.behavior.regression = True, 0.0
     load_folder(folder, replay)
     graph, init = build(config, 256, 6)
     state = jax.jit(lambda: init_state(config, init))()

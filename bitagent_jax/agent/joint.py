@@ -209,9 +209,6 @@ def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, k
         "actor/std": jnp.mean(path["std"]),
         "actor/return_scale": scale,
     }
-    if settings.regression:
-        shown_key = jax.random.fold_in(key, 1)
-        losses["regression"] = imitation.regression(agent, batch, prompts, config.imagination.semantics, shown_key)
     for k in range(prompts.shape[0]):
         mine = (ids == k)[:, None]
         metrics[f"imagined/reward_{k}"] = jnp.sum(jnp.where(mine, reward, 0)) / jnp.maximum(jnp.sum(mine) * horizon, 1)
@@ -270,6 +267,11 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
                 imaginer, slow, observed, batch, prompts, ids, config, state.norms, keys[3]
             )
             values, metrics = values | more, metrics | imagined
+            if config.behavior.regression:
+                shown_key = jax.random.fold_in(keys[3], 1)
+                values["regression"] = imitation.regression(
+                    imaginer, batch, prompts, config.imagination.semantics, shown_key
+                )
         return values, (metrics, norms)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:

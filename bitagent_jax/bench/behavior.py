@@ -16,6 +16,7 @@ def bench(
     for batch in batches or (config.train.batch,):
         whole, fixed = measure.with_batch(config, batch), measure.with_batch(config, batch)
         whole.joint.world_model_in_stage2, fixed.joint.world_model_in_stage2 = True, False
+        whole.behavior.regression = 0.0  # which training allows with a fixed world model only
         makers += [
             (whole, lambda c=whole: program.train_step(c, 2, "stage 2: behaviour and joint optimisation")),
             (fixed, lambda c=fixed: program.train_step(c, 2, "stage 2 from latents of a fixed world model")),

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bitagent_jax.agent.imitation import FIELDS
 from bitagent_jax.agent.joint import make_train_step
 from bitagent_jax.agent.state import TrainState, build, init_state
 from bitagent_jax.bench import hlo, report
@@ -20,7 +21,7 @@ from bitagent_jax.mllm.encoder import EMBEDDED
 from bitagent_jax.mllm.towers import EMBED_DIM
 from bitagent_jax.training import sharding
 
-FIELDS = ("body", "train.batch", "train.length", "compute.dtype", "compute.fsdp")
+NAMED = ("body", "train.batch", "train.length", "compute.dtype", "compute.fsdp")
 EMBED = 512  # width assumed of an encoder whose weights are not at hand
 GIB = 2**30
 MEASURED = "step (ms)", "min", "max", "in a row (ms)", "frames/s", "GFLOP/s", "of peak", "peak memory (GiB)"
@@ -105,6 +106,9 @@ def batch_shapes(
         del shapes["image"], shapes["is_first"]
         shapes["deter"] = (*rows, config.world_model.deter), jnp.float16
         shapes["post"] = (*rows, config.world_model.stoch, config.world_model.classes), jnp.float16
+        if config.behavior.regression:
+            shapes |= {f"shown/{name}": shapes[name] for name in FIELDS if name != "task"}
+            shapes["shown/task"] = rows, jnp.int32
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
@@ -113,12 +117,12 @@ def random_batch(program: Program) -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        if dtype == np.uint8:
-            return rng.integers(0, 256 if name == "image" else 2, shape, dtype)
+        if np.issubdtype(dtype, np.integer):
+            return rng.integers(0, 256 if name == "image" else 1, shape, dtype)
         if np.issubdtype(dtype, np.bool_):
-            return np.full(shape, name.startswith("has"))
+            return np.full(shape, "has" in name)
         values = rng.uniform(-1, 1, shape).astype(dtype)
-        return values if name == "action" else values / np.linalg.norm(values, axis=-1, keepdims=True)
+        return values if name.endswith("action") else values / np.linalg.norm(values, axis=-1, keepdims=True)
 
     drawn = {name: draw(name, leaf.shape, leaf.dtype) for name, leaf in program.batch.items()}
     return sharding.place(program.mesh, drawn)
@@ -219,5 +223,5 @@ def facts(config: ConfigDict, preset: str, **more: Any) -> dict[str, Any]:
 
     device, flat = jax.devices()[0], flatten(config)
     told = report.facts(("bitagent_jax", "jax", "jaxlib", "flax", "optax", "numpy"))
-    setting = dict(preset=preset, **{name: flat[name] for name in FIELDS})
+    setting = dict(preset=preset, **{name: flat[name] for name in NAMED})
     return dict(**setting, device=device.device_kind, platform=device.platform, **told, **more)

@@ -96,10 +96,12 @@ class Session:
             self._add(self.online_folder, limit=rounds * self.config.data.online_episodes)
         sharding.check_same("episodes", [path.name for path in self.replay.paths], self.replay.frames)
         self.replay.sample(1, self.config.train.length, np.random.default_rng(0))  # raises if it is too short
-        shown = self.config.behavior.regression and Exemplars(
-            self.graph, self.config, self.told.embeddings, run.returns, primary=jax.process_index() == 0
-        )
-        self._latents = Latents(self.replay, self.graph, self.config, shown or None)
+        exemplars = None
+        if self.config.behavior.regression:
+            exemplars = Exemplars(
+                self.graph, self.config, self.told.embeddings, run.returns, primary=jax.process_index() == 0
+            )
+        self._latents = Latents(self.replay, self.graph, self.config, exemplars)
         self._resident: Resident | None = None
         self._metrics = Metrics(run.path, self.step)
 

@@ -48,26 +48,14 @@ def prompts():
 
 @pytest.fixture(scope="session")
 def batch():
-    """Eight sequences of noise; some rows lack embeddings, two sequences have a text, one begins anew midway.
-
-    As many rows to imitate are of the sizes of the debug preset.
-    """
+    """Eight sequences of noise; some rows lack embeddings, two sequences have a text, one begins anew midway."""
     rng = np.random.default_rng(0)
     count, length = TINY["train.batch"], TINY["train.length"]
     has = np.ones((count, length), bool)
     has[0], has[1, :3] = False, False
     first = np.zeros((count, length), bool)
     first[2, 0], first[3, 4] = True, True
-    post = np.log(rng.dirichlet(np.ones(4), (count, length, 4)))
-    shown = {
-        "deter": rng.normal(size=(count, length, 32)).astype(np.float16),
-        "post": post.astype(np.float16),
-        "embedding": units(rng, count, length, EMBED),
-        "has_embedding": np.ones((count, length), bool),
-        "action": rng.uniform(-1, 1, (count, length, ACTIONS)).astype(np.float32),
-        "task": rng.integers(TASKS, size=(count, length)).astype(np.int32),
-    }
-    return {f"shown/{name}": rows for name, rows in shown.items()} | {
+    return {
         "image": rng.integers(0, 256, (count, length, 64, 64, 3), dtype=np.uint8),
         "action": rng.uniform(-1, 1, (count, length, ACTIONS)).astype(np.float32),
         "is_first": first,
@@ -76,6 +64,21 @@ def batch():
         "text": units(rng, count, EMBED),
         "has_text": np.arange(count) >= 6,
     }
+
+
+@pytest.fixture(scope="session")
+def shown():
+    """As many rows to imitate, of the sizes of the debug preset."""
+    rng, sizes = np.random.default_rng(7), (TINY["train.batch"], TINY["train.length"])
+    rows = {
+        "deter": rng.normal(size=(*sizes, 32)).astype(np.float16),
+        "post": np.log(rng.dirichlet(np.ones(4), (*sizes, 4))).astype(np.float16),
+        "embedding": units(rng, *sizes, EMBED),
+        "has_embedding": np.ones(sizes, bool),
+        "action": rng.uniform(-1, 1, (*sizes, ACTIONS)).astype(np.float32),
+        "task": rng.integers(TASKS, size=sizes).astype(np.int32),
+    }
+    return {f"shown/{name}": value for name, value in rows.items()}
 
 
 class Fast:
@@ -94,7 +97,7 @@ def fast():
 
 
 @pytest.fixture(scope="session")
-def compiled(prompts, batch):
+def compiled(prompts, batch, shown):
     """Return ``compiled(config, stage) -> (graph, train_step)``; equal programs share one compilation."""
     known, programs = {}, {}
 
@@ -103,8 +106,9 @@ def compiled(prompts, batch):
         if name not in known:
             graph, init = build(config, EMBED, ACTIONS)
             state = jax.eval_shape(lambda: init_state(config, init))
+            rows = batch | shown if config.behavior.regression else batch
             with Fast():
-                lowered = jax.jit(joint.make_train_step(graph, config, prompts, stage)).lower(state, batch)
+                lowered = jax.jit(joint.make_train_step(graph, config, prompts, stage)).lower(state, rows)
                 text = lowered.as_text()
                 programs[text] = programs.get(text) or lowered.compile()
             known[name] = graph, programs[text]

@@ -13,31 +13,31 @@ from bitagent_jax.agent.world_model import as_observed
 
 
 @pytest.mark.parametrize("names", ["frozen_world_model", "frozen_world_model,no_mllm_loss"])
-def test_an_episode_is_judged_window_by_window_as_rollouts_are(tiny, start, prompts, batch, names):
+def test_an_episode_is_judged_window_by_window_as_rollouts_are(tiny, start, prompts, shown, names):
     config = tiny(names)
-    graph, _ = build(config, prompts.shape[1], batch["action"].shape[-1])
+    graph, _ = build(config, prompts.shape[1], shown["shown/action"].shape[-1])
     agent = nnx.merge(graph, start(config).params)
-    rows = {name: np.concatenate(batch[f"shown/{name}"]) for name in ("deter", "post", "action")}
+    rows = {name: np.concatenate(shown[f"shown/{name}"]) for name in ("deter", "post", "action")}
     key = jax.random.key(3)
     got = imitation.judge(agent, rows, jnp.asarray(prompts), config, key)
     assert got.shape == (64, 3)
-    seen = as_observed({name: batch[f"shown/{name}"] for name in ("deter", "post")}, key)
-    path = {**seen, "prior": seen["post"], "action": batch["shown/action"]}
+    seen = as_observed({name: shown[f"shown/{name}"] for name in ("deter", "post")}, key)
+    path = {**seen, "prior": seen["post"], "action": shown["shown/action"]}
     want, _ = task_reward(agent, path, jnp.asarray(prompts), jnp.full(8, 2), config)
     np.testing.assert_allclose(got[:, 2], want.reshape(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("semantics", ["decode", "hold"])
-def test_regression_settles_on_what_most_do_not_on_the_mean(tiny, start, prompts, batch, semantics):
+def test_regression_settles_on_what_most_do_not_on_the_mean(tiny, start, prompts, shown, semantics):
     config = tiny("frozen_world_model")
-    graph, _ = build(config, prompts.shape[1], batch["action"].shape[-1])
+    graph, _ = build(config, prompts.shape[1], shown["shown/action"].shape[-1])
     agent = nnx.merge(graph, start(config).params)
-    action = np.resize([0.9, 0.9, 0.9, -1.0, -0.8], batch["shown/action"].shape).astype(np.float32)
+    action = np.resize([0.9, 0.9, 0.9, -1.0, -0.8], shown["shown/action"].shape).astype(np.float32)
     action[..., 1] = action[..., 0]
 
     def at(mean):
         agent.actor = lambda fused: (jnp.full((*fused.shape[:-1], 2), mean), None)
-        told = batch | {"shown/action": action}
+        told = shown | {"shown/action": action}
         loss = imitation.regression(agent, told, jnp.asarray(prompts), semantics, jax.random.key(0))
         assert loss.shape == (8, 8)
         return float(loss.mean())

@@ -60,7 +60,8 @@ def test_compile_only_does_not_run(config, monkeypatch):
 
 @pytest.mark.slow
 def test_behavior_whole_and_in_parts(command, capsys):
-    cli.main(["bench", "behavior", "--preset", "debug", "--repeats", "1", *options(command)])
+    shown = ["--config.behavior.regression=1.0", "--config.joint.world_model_in_stage2=False"]
+    cli.main(["bench", "behavior", "--preset", "debug", "--repeats", "1", *options(command), *shown])
     whole, fixed, imagination = lines(capsys.readouterr().out)
     assert whole["GFLOP"] > fixed["GFLOP"] > imagination["GFLOP"] > 0
     assert not [name for name, value in imagination.items() if value is None]

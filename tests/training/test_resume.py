@@ -73,7 +73,9 @@ def test_sigterm_and_kill_9_change_nothing(command, trained, tmp_path):
 def test_behaviour_from_stored_latents_goes_on_as_if_it_had_not_stopped(command, trained, tmp_path):
     folder = tmp_path / "whole"
     shutil.copytree(trained[0] / "episodes", folder / "episodes")
-    arguments = command.settings("debug,frozen_world_model", train__video_every=20, data__online_every=50)
+    arguments = command.settings(
+        "debug,frozen_world_model", train__video_every=20, data__online_every=50, behavior__regression=1.0
+    )
     command.run("train", folder, *arguments)  # with films of pictures, although the batches of stage 2 hold none
     whole = read_state(folder)
     shutil.rmtree(folder / "checkpoints" / "60")
