@@ -93,7 +93,10 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"reward.window": 0}, "window=0 is outside 1..16"),
         ({"reward.window": 17}, "window=17 is outside 1..16"),
         ({"behavior.regression": 0.5}, "config.behavior.regression=0.5 judges the data by latents that stay"),
-        ({"train.length": 0}, "config.train.length=0 must be at least 1"),
+        (
+            {"train.length": 0, "behavior.regression": 0.5, "joint.world_model_in_stage2": False},
+            "config.train.length=0 must be at least 1",
+        ),
         ({"train.batch": 0}, "config.train.batch=0 must be at least 1"),
         ({"env.num_envs": 0}, "config.env.num_envs=0"),
         ({"train.log_every": 0}, "config.train.log_every=0"),
@@ -120,6 +123,15 @@ def test_values_that_cannot_work_are_named(fields, message):
     with pytest.raises(ValueError) as error:
         validate(config)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("regression", [0.0, 0.5])
+def test_a_window_may_be_as_long_as_what_is_aligned(regression):
+    """Imagined rollouts and windows of the data have the horizon's length, whatever that of sequences."""
+    config = make_config("walker", "debug,frozen_world_model")
+    fields = {"imagination.horizon": 32, "reward.window": 32, "behavior.regression": regression}
+    config.update_from_flattened_dict(fields)
+    assert validate(config).train.length == 16
 
 
 def test_prompts_alone_are_enough():

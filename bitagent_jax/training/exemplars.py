@@ -1,8 +1,7 @@
 """Which rows of a data set to imitate for each sentence: those after which it came true.
 
 Rows are drawn in proportion to ``exp(R / temperature)``, R being the rewards of the sentence over the rest of their
-episode (reward-weighted regression, Peters and Schaal 2007).  Without a baseline: what a state is worth, estimated from
-the same few episodes, explains the difference between their actors away.
+episode (reward-weighted regression, Peters and Schaal 2007).
 """
 
 import math
