@@ -6,6 +6,7 @@ import pytest
 from bitagent_jax.data.embeddings import write_embedding
 from bitagent_jax.data.episodes import write_episode
 from bitagent_jax.data.records import open_records
+from bitagent_jax.data.replay import Replay, load_folder
 
 EMBED, ACTIONS, FINGERPRINT = 16, 2, "0123456789abcdef"
 
@@ -28,3 +29,14 @@ def write_rows():
         write_embedding(open_records(path), FINGERPRINT, unit, at >= 7)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def two_episodes(tmp_path_factory, write_rows):
+    """Two episodes of 30 and 150 rows: the folder, and a replay that holds them."""
+    folder = tmp_path_factory.mktemp("episodes")
+    for number, rows in enumerate((30, 150)):
+        write_rows(folder, rows, number)
+    replay = Replay(1000, embed_dim=EMBED)
+    load_folder(folder, replay, fingerprint=FINGERPRINT)
+    return folder, replay

@@ -7,13 +7,12 @@ import pytest
 from bitagent_jax.agent.imitation import FIELDS
 from bitagent_jax.agent.state import build, init_state
 from bitagent_jax.config import make_config, validate
-from bitagent_jax.data.replay import Replay, load_folder
 from bitagent_jax.training import exemplars
 from bitagent_jax.training.exemplars import Exemplars
 from bitagent_jax.training.latents import Latents
 from bitagent_jax.training.run import RunError
 
-EMBED, ACTIONS, FINGERPRINT, TASKS = 16, 2, "0123456789abcdef", 3
+EMBED, ACTIONS, TASKS = 16, 2, 3
 
 
 def test_returns_are_means_of_the_rewards_that_follow():
@@ -35,21 +34,16 @@ def test_weights_prefer_high_returns_and_cap_them():
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory, write_rows):
+def parts(two_episodes):
     """Two episodes in a replay, an agent's graph and parameters."""
-    folder = tmp_path_factory.mktemp("episodes")
-    for number, rows in enumerate((30, 150)):
-        write_rows(folder, rows, number)
     config = make_config("walker", "debug,frozen_world_model")
     config.behavior.regression, config.reward.semantic, config.train.batch = 1.0, 0.5, 4
     validate(config)
     graph, init = build(config, EMBED, ACTIONS)
     params = jax.jit(lambda: init_state(config, init))().params
-    replay = Replay(1000, embed_dim=EMBED)
-    load_folder(folder, replay, fingerprint=FINGERPRINT)
     rng = np.random.default_rng(0)
     prompts = rng.normal(size=(TASKS, EMBED)).astype(np.float32)
-    return config, graph, params, replay, prompts / np.linalg.norm(prompts, axis=1, keepdims=True)
+    return config, graph, params, two_episodes[1], prompts / np.linalg.norm(prompts, axis=1, keepdims=True)
 
 
 @pytest.fixture

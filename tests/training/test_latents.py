@@ -19,18 +19,14 @@ EMBED, ACTIONS, FINGERPRINT = 16, 2, "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, write_rows):
+def made(two_episodes):
     """Two episodes of different lengths in a replay, an agent, and their latents."""
-    folder = tmp_path_factory.mktemp("episodes")
-    for number, rows in enumerate((30, 150)):
-        write_rows(folder, rows, number)
+    folder, replay = two_episodes
     config = make_config("walker", "debug,frozen_world_model")
     config.train.batch, config.train.stage1_steps = 4, 0
     validate(config)
     graph, init = build(config, EMBED, ACTIONS)
     state = jax.jit(lambda: init_state(config, init))()
-    replay = Replay(1000, embed_dim=EMBED)
-    load_folder(folder, replay, fingerprint=FINGERPRINT)
     replay.set_texts({"walk": np.ones(EMBED) / EMBED**0.5})
     latents = Latents(replay, graph, config)
     latents.update(state.params)
