@@ -11,8 +11,8 @@ from bitagent_jax.inference import load
 from bitagent_jax.training.loops import train
 from bitagent_jax.training.session import sentences
 
-FILM = 96
-"""Steps of the films: enough to rise and go somewhere."""
+FILM = 192
+"""Steps of the films, 9.6 s of a walker: enough to rise, go somewhere, and fall."""
 
 
 def quickstart(path: Path, body: str = "walker", preset: str = "cpu") -> list[scores.Row]:

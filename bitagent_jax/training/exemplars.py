@@ -1,7 +1,7 @@
-"""Which rows of a data set to imitate for each sentence: those after which it came true.
+"""Which rows of a data set to imitate for each sentence: those after which it came true, more than others did.
 
-Rows are drawn in proportion to ``exp(R / temperature)``, R being the rewards of the sentence over the rest of their
-episode (reward-weighted regression, Peters and Schaal 2007).
+Rows are drawn in proportion to ``exp(merit / temperature)``, the merit being made of the rewards of all sentences over
+the rest of the row's episode (reward-weighted regression, Peters and Schaal 2007).
 """
 
 import math
@@ -23,7 +23,7 @@ from bitagent_jax.training.run import RunError
 
 ROUND = 128  # episodes are padded to a multiple of so many rows, so that few programs are compiled
 CAP = 3.0
-"""Of ``R / temperature``, so that no row is drawn more than ``e^3`` times as often as one of average return."""
+"""Of ``merit / temperature``, so that no row is drawn more than ``e^3`` times as often as one of average merit."""
 
 
 def padded(rows: np.ndarray, multiple: int) -> np.ndarray:
@@ -43,20 +43,40 @@ def returns_to_go(reward: np.ndarray, discount: float) -> np.ndarray:
     return (total(reward) / total(np.ones_like(reward)))[1:]
 
 
-def weights(returns: np.ndarray, temperature: float) -> np.ndarray:
-    """Return how often each row is drawn for each sentence, ``exp(min(R / temperature, CAP))``: ``[N, K]``, sums of 1.
+def standardised(x: np.ndarray) -> np.ndarray:
+    """Bring each column to mean 0 and standard deviation 1."""
+    return (x - x.mean(0)) / (x.std(0) + 1e-8)
+
+
+def merits(returns: np.ndarray) -> np.ndarray:
+    """Return a sentence's return plus how far it exceeds the highest of the others', standardised: ``[N, K]``.
+
+    Sentences of alike behaviours, to walk and to run, have high returns in the same episodes; the excess tells which of
+    them such an episode shows.
 
     Args:
         returns: ``[N, K]``.
-        temperature: in standard deviations of a sentence's returns.
     """
-    standard = (returns - returns.mean(0)) / (returns.std(0) + 1e-8)
-    weight = np.exp(np.minimum(standard / temperature, CAP))
+    own = standardised(returns)
+    if own.shape[1] == 1:
+        return own
+    others = np.stack([np.delete(own, k, 1).max(1) for k in range(own.shape[1])], 1)
+    return standardised(2 * own - others)
+
+
+def weights(returns: np.ndarray, temperature: float) -> np.ndarray:
+    """Return how often rows are drawn for a sentence, ``exp(min(merit / temperature, CAP))``: ``[N, K]``, sums of 1.
+
+    Args:
+        returns: ``[N, K]``.
+        temperature: in standard deviations of a sentence's merits.
+    """
+    weight = np.exp(np.minimum(merits(returns) / temperature, CAP))
     return weight / weight.sum(0)
 
 
 class Exemplars:
-    """Draws rows for sentences as often as ``weights`` of their returns say."""
+    """Draws rows for sentences as often as the ``weights`` of their returns say."""
 
     def __init__(
         self, graph: nnx.GraphDef, config: ConfigDict, prompts: np.ndarray, path: Path, *, primary: bool = True

@@ -24,13 +24,25 @@ def test_returns_are_means_of_the_rewards_that_follow():
 
 
 def test_weights_prefer_high_returns_and_cap_them():
-    returns = np.array([[-1.0, 0.0], [0.0, 0.0], [0.0, 5.0], [1.0, 5.0]])
+    returns = np.array([[-1.0], [0.0], [0.0], [1.0]])
     got = exemplars.weights(returns, 1.0)
     np.testing.assert_allclose(got.sum(0), 1.0)
-    np.testing.assert_allclose(got[3, 0] / got[1, 0], np.exp(1 / np.sqrt(0.5)), rtol=1e-6)
-    np.testing.assert_allclose(got[2, 1] / got[0, 1], np.exp(2.0), rtol=1e-6)
+    np.testing.assert_allclose(got[3] / got[1], np.exp(1 / np.sqrt(0.5)), rtol=1e-6)
     sharp = exemplars.weights(returns, 0.1)
-    np.testing.assert_allclose(sharp[3, 0] / sharp[1, 0], np.exp(exemplars.CAP), rtol=1e-6)
+    np.testing.assert_allclose(sharp[3] / sharp[1], np.exp(exemplars.CAP), rtol=1e-6)
+
+
+def test_of_alike_sentences_each_prefers_the_rows_that_are_its_own():
+    rng = np.random.default_rng(0)
+    kind = np.arange(300) % 3  # lies, walks, runs
+    stand, walk, run = np.array([[0.0, 1.0, 1.0], [0.0, 1.0, 0.9], [0.0, 0.9, 1.0]])[:, kind]
+    returns = np.stack([stand, walk, run], 1) + 0.02 * rng.normal(size=(300, 3))
+    weights = exemplars.weights(returns, 0.5)
+    share = np.stack([weights[kind == k].sum(0) for k in range(3)])
+    assert share[1, 1] > 2 * share[2, 1] and share[2, 2] > 2 * share[1, 2]  # by own returns alone: 1.6 times
+    assert (share[0] < 0.05).all()
+    same = exemplars.weights(returns[:, [1, 1]], 0.5)
+    np.testing.assert_allclose(same, exemplars.weights(returns[:, [1]], 0.5).repeat(2, 1), rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
