@@ -144,7 +144,7 @@ def defaults() -> ConfigDict:
                 "bins": 255,
                 "slow_rate": 0.02,
                 "regression": 0.0,  # [D] weight of regression toward the data's actions of high return
-                "regression_temperature": 0.5,  # [D] in standard deviations of the returns
+                "regression_temperature": 0.25,  # [D] in standard deviations of the returns
             },
             "explore": {  # Plan2Explore, which `bitagent collect --mix plan2explore` runs; a training run ignores it
                 "heads": 5,

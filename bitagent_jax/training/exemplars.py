@@ -22,8 +22,8 @@ from bitagent_jax.files import write_atomically
 from bitagent_jax.training.run import RunError
 
 ROUND = 128  # episodes are padded to a multiple of so many rows, so that few programs are compiled
-CAP = 3.0
-"""Of ``merit / temperature``, so that no row is drawn more than ``e^3`` times as often as one of average merit."""
+CAP = 5.0
+"""Of ``merit / temperature``, so that no row is drawn more than ``e^5`` times as often as one of average merit."""
 
 
 def padded(rows: np.ndarray, multiple: int) -> np.ndarray:
