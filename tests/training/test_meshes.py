@@ -1,8 +1,16 @@
-"""The whole train step on one device, on eight, and on a mesh of 2 x 4: the same losses and parameters."""
+"""The whole train step on one device, on eight, on a mesh of 2 x 4, and on an accelerator: the same losses."""
 
 import os
 import subprocess
 import sys
+
+import jax
+import numpy as np
+import pytest
+
+from bitagent_jax.bench import program
+from bitagent_jax.config import make_config
+from bitagent_jax.training import sharding
 
 SAME = """
 import sys, jax, numpy as np
@@ -48,3 +56,23 @@ for fsdp in (1, 4):
 def test_meshes_of_eight_devices_learn_what_one_does():
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     subprocess.run([sys.executable, "-c", SAME], env=env, timeout=1800, check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vision", ["patch", "conv"])
+def test_an_accelerator_computes_what_the_cpu_does(vision):
+    if jax.default_backend() == "cpu":
+        pytest.skip("needs an accelerator")
+    config = make_config("walker", "debug")
+    config.world_model.vision = vision
+
+    def losses(device):
+        step = program.train_step(config, 2, "stage 2", sharding.make_mesh(1, [device]))  # with the losses of stage 1
+        _, metrics = step.call(step.init(), program.random_batch(step))
+        return {name: np.asarray(value) for name, value in metrics.items() if name.startswith("loss/")}
+
+    with jax.default_matmul_precision("float32"):
+        near, far = losses(jax.devices("cpu")[0]), losses(jax.devices()[0])
+    assert near.keys() == far.keys() and len(near) > 5
+    for name, value in near.items():
+        np.testing.assert_allclose(far[name], value, rtol=1e-3, atol=1e-3, err_msg=name)
