@@ -1,67 +1,57 @@
 """Captions and their exact labels: golden scores by hand, ambiguous bands, shipped prompts word for word."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-
-@pytest.fixture(scope="module")
-def captions():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2])
-        from experiments.embedded_encoder import captions
-    return captions
+from experiments.embedded_encoder import captions
+from experiments.embedded_encoder.clips import FIELDS
+from experiments.embedded_encoder.gates import JUDGED, POSED
 
 
 def window(**values):
     """Eight equal frames [1, 8, F] of the named measurements, the others nought."""
-    from experiments.embedded_encoder.clips import FIELDS
-
     states = np.zeros((1, 8, len(FIELDS)), np.float32)
     for name, value in values.items():
         states[..., FIELDS.index(name)] = value
     return states
 
 
-def score(captions, name, body, **values):
+def score(name, body, **values):
     column = [concept.name for concept in captions.CONCEPTS].index(name)
     return captions.score_table(window(**values), np.array([body]))[0, column]
 
 
-def test_every_judged_prompt_is_a_trained_phrasing_of_its_body(captions):
-    from experiments.embedded_encoder.gates import JUDGED
-
+def test_every_judged_prompt_is_a_trained_phrasing_of_its_body():
     assert len(JUDGED) == 10
     for task in JUDGED:
         spoken = [c for c in captions.CONCEPTS if task.prompt in c.phrases and task.body in c.scores]
         assert {c.graded for c in spoken} == {True, False}, task.name
 
 
-def test_held_out_phrasings_are_never_trained(captions):
+def test_held_out_phrasings_are_never_trained():
     trained = {phrase for concept in captions.CONCEPTS for phrase in concept.phrases}
     assert not trained & {phrase for concept in captions.CONCEPTS for phrase in concept.held_out}
 
 
 @pytest.mark.parametrize(("speed", "expected"), [(7.0, 1), (4.5, np.nan), (1.0, 0)])
-def test_running_is_true_ambiguous_or_false_by_speed(captions, speed, expected):
-    found = score(captions, "running", "walker", speed=speed, upright=0.95, height=1.3)
+def test_running_is_true_ambiguous_or_false_by_speed(speed, expected):
+    found = score("running", "walker", speed=speed, upright=0.95, height=1.3)
     np.testing.assert_equal(found, np.float32(expected))
 
 
-def test_a_fast_walker_on_the_floor_does_not_run(captions):
-    assert score(captions, "running", "walker", speed=8, upright=0.1, height=0.3) == 0
-    assert score(captions, "lying", "walker", speed=0, upright=0.1, height=0.2) == 1
+def test_a_fast_walker_on_the_floor_does_not_run():
+    assert score("running", "walker", speed=8, upright=0.1, height=0.3) == 0
+    assert score("lying", "walker", speed=0, upright=0.1, height=0.2) == 1
 
 
-def test_graded_standing_is_the_reward_less_a_penalty_for_speed(captions):
-    assert score(captions, "stand", "walker", stand=0.5) == pytest.approx(0.5)
-    assert score(captions, "stand", "walker", stand=1.0, speed=6) == pytest.approx(0.8)
-    assert np.isnan(score(captions, "spider stand", "walker", stand=1.0))
+def test_graded_standing_is_the_reward_less_a_penalty_for_speed():
+    assert score("stand", "walker", stand=0.5) == pytest.approx(0.5)
+    assert score("stand", "walker", stand=1.0, speed=6) == pytest.approx(0.8)
+    assert np.isnan(score("spider stand", "walker", stand=1.0))
 
 
-def test_graded_running_grows_with_speed_even_when_slow(captions):
-    grades = [score(captions, "run", "cheetah", speed=v, upright=1) for v in (-2, 0, 0.2, 1, 5, 10)]
+def test_graded_running_grows_with_speed_even_when_slow():
+    grades = [score("run", "cheetah", speed=v, upright=1) for v in (-2, 0, 0.2, 1, 5, 10)]
     assert grades == sorted(grades) and grades[-1] == pytest.approx(1)
     assert grades[2] - grades[1] > 0.03
 
@@ -87,36 +77,34 @@ STANDS = dict(upright=0.99, height=1.2, hands=0.8, knees=0.55)
         ("on its head", dict(upright=-0.95, feet_low=1.6), dict(upright=-0.95, feet_low=1.6, clearance=0.5)),
     ],
 )
-def test_a_stickman_is_described_by_its_state(captions, name, truth, lie):
-    assert score(captions, name, "stickman", **truth) == 1
-    assert score(captions, name, "stickman", **lie) == 0
+def test_a_stickman_is_described_by_its_state(name, truth, lie):
+    assert score(name, "stickman", **truth) == 1
+    assert score(name, "stickman", **lie) == 0
 
 
-def test_every_pose_of_the_stickman_that_captions_name_is_graded_by_its_reward(captions):
-    from experiments.embedded_encoder.gates import POSED
-
+def test_every_pose_of_the_stickman_that_captions_name_is_graded_by_its_reward():
     mine = [task for task in POSED if task.body == "stickman"]
     graded = {c.name: c for c in captions.CONCEPTS if c.graded}
     told = {task.goal for task in mine if task.goal in graded and task.prompt in graded[task.goal].phrases}
     assert told == {task.goal for task in mine} - {"flipping", "lunge_pose"}
     for goal in told:
-        grades = [score(captions, goal, "stickman", **{goal: reward}) for reward in (0, 0.3, 0.6, 0.9, 1)]
+        grades = [score(goal, "stickman", **{goal: reward}) for reward in (0, 0.3, 0.6, 0.9, 1)]
         assert grades == sorted(grades) and grades[0] == 0 and grades[-1] == pytest.approx(1) and grades[2] < grades[4]
 
 
-def test_what_idle_standing_earns_is_pressed_to_a_tenth(captions):
-    assert score(captions, "high_kick", "stickman", high_kick=0.25) == pytest.approx(0.1)
-    assert score(captions, "high_kick", "stickman", high_kick=0.625) == pytest.approx(0.55)
-    assert score(captions, "boxing", "stickman", boxing=1.0, speed=6) == pytest.approx(0.6)
+def test_what_idle_standing_earns_is_pressed_to_a_tenth():
+    assert score("high_kick", "stickman", high_kick=0.25) == pytest.approx(0.1)
+    assert score("high_kick", "stickman", high_kick=0.625) == pytest.approx(0.55)
+    assert score("boxing", "stickman", boxing=1.0, speed=6) == pytest.approx(0.6)
 
 
-def test_conjunctions_follow_three_valued_logic(captions):
+def test_conjunctions_follow_three_valued_logic():
     left = np.array([1, 1, 1, 0, np.nan, np.nan])
     right = np.array([1, 0, np.nan, np.nan, 0, np.nan])
     np.testing.assert_equal(captions.conjoin(left, right), [1, 0, np.nan, 0, 0, np.nan])
 
 
-def test_sampled_captions_come_with_labels_of_every_clip(captions):
+def test_sampled_captions_come_with_labels_of_every_clip():
     states = np.concatenate([window(speed=8, upright=1, height=1.3), window(height=0.1)])
     bodies = np.array(["walker", "cheetah"])
     said = captions.sample(np.random.default_rng(0), captions.score_table(states, bodies), bodies, 50)

@@ -1,27 +1,19 @@
 """Retrieval and rank correlation of the embedded encoder's report, by numbers worked out by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-
-@pytest.fixture(scope="module")
-def gates():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2])
-        from experiments.embedded_encoder import gates
-    return gates
+from experiments.embedded_encoder import gates
 
 
-def test_a_sentence_finds_the_clip_of_its_behaviour_or_does_not(gates):
+def test_a_sentence_finds_the_clip_of_its_behaviour_or_does_not():
     cosine = np.array([[0.9, 0.1, 0.2], [0.8, 0.7, 0.1], [0.1, 0.2, 0.3]])
     found, chance = gates.recall_at_one(cosine, np.eye(3), draws=5)
     np.testing.assert_array_equal(found, [1, 0, 1])
     np.testing.assert_allclose(chance, 1 / 3)
 
 
-def test_a_clip_drawn_for_another_behaviour_counts_if_it_shows_this_one_too(gates):
+def test_a_clip_drawn_for_another_behaviour_counts_if_it_shows_this_one_too():
     labels = np.array([[1, 1], [0, 1]])
     found, chance = gates.recall_at_one(np.array([[0.2, 0.9], [0.2, 0.9]]), labels, draws=50)
     np.testing.assert_array_equal(found, [1, 1])
@@ -29,14 +21,14 @@ def test_a_clip_drawn_for_another_behaviour_counts_if_it_shows_this_one_too(gate
     assert chance[0] == 1 and chance[1] == pytest.approx(0.75, abs=0.15)
 
 
-def test_clips_of_which_it_cannot_be_said_are_left_out(gates):
+def test_clips_of_which_it_cannot_be_said_are_left_out():
     labels = np.array([[1, np.nan, 0], [0, 1, 0], [0, 0, 1]])
     found, chance = gates.recall_at_one(np.array([[0.5, 0.9, 0.1], [0, 1, 0], [0, 0, 1.0]]), labels, draws=3)
     np.testing.assert_array_equal(found, [1, 1, 1])
     np.testing.assert_allclose(chance, [1 / 2, 1 / 3, 1 / 3])
 
 
-def test_recall_is_the_share_of_galleries(gates):
+def test_recall_is_the_share_of_galleries():
     """Two clips show the first behaviour, one of them scored below the distractor: found in half of the galleries."""
     labels = np.array([[1, 1, 0], [0, 0, 1]])
     cosine = np.array([[0.9, 0.1, 0.5], [0.0, 0.0, 1.0]])
@@ -45,7 +37,7 @@ def test_recall_is_the_share_of_galleries(gates):
     np.testing.assert_allclose(chance, 0.5)
 
 
-def test_auc_and_rank_correlation(gates):
+def test_auc_and_rank_correlation():
     score, truth = np.arange(20.0), np.repeat([0, 1], 10)
     assert gates.auc(score, truth) == 1 and gates.auc(-score, truth) == 0
     assert np.isnan(gates.auc(score[:12], truth[:12]))
