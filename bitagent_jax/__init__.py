@@ -1,5 +1,7 @@
 """BiTAgent in JAX: agents that learn from a sentence inside a learned world model.
 
+Acting with a trained run:
+
     import bitagent_jax
     agent = bitagent_jax.load("runs/walker")
     action, state = agent.act(observation, prompt="walk fast clean", state=None)

@@ -61,9 +61,7 @@ TRAIN = {
 }
 
 
-def configure(
-    variant: str, seed: int, data: Path, presets: str = "cpu", steps: tuple[int, int] = STEPS
-) -> ConfigDict:
+def configure(variant: str, seed: int, data: Path, presets: str = "cpu", steps: tuple[int, int] = STEPS) -> ConfigDict:
     """Return the config of a run; ``steps`` of stage 1 and 2."""
     config = make_config("walker", ",".join(filter(None, (presets, VARIANTS[variant]))))
     config.update_from_flattened_dict(TRAIN)

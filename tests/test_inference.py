@@ -68,7 +68,6 @@ def test_many_environments_at_once_with_their_own_sentences_and_resets(agent, fr
     first = np.array([False, True])
     _, after = agent.act(frames[2], told, state, is_first=first)
 
-
     deter = np.asarray(after["carry"]["deter"])
     alone = np.asarray(agent.act(frames[2], told)[1]["carry"]["deter"])
     np.testing.assert_allclose(deter[1], alone[1], atol=1e-6)  # it forgot

@@ -87,7 +87,7 @@ def test_jobset_joins_its_pods():
     assert spec["parallelism"] == spec["completions"] == int(env["NODES"]) and spec["completionMode"] == "Indexed"
     assert env["JAX_COORDINATOR_ADDRESS"] == f"{name}-{job['name']}-0-0.{name}:9531"
     (script,) = pod["args"]
-    script = "python() { echo $JAX_NUM_PROCESSES $JAX_PROCESS_ID \"$@\"; }; " + script.replace("exec ", "")
+    script = 'python() { echo $JAX_NUM_PROCESSES $JAX_PROCESS_ID "$@"; }; ' + script.replace("exec ", "")
     shown = subprocess.run([*pod["command"], script], env=env | {"JOB_COMPLETION_INDEX": "1"},
                            capture_output=True, text=True, check=True).stdout.split()  # fmt: skip
     assert shown == ["2", "1", "-m", "bitagent_jax", "train", env["RUN"], f"--config={env['CONFIG']}"]

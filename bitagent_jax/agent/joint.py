@@ -116,9 +116,7 @@ def masked(loss: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, loss, 0.0) / jnp.maximum(jnp.mean(mask), 1 / mask.size)
 
 
-def semantic_losses(
-    agent, observed: dict, batch: dict, task: jax.Array, config: ConfigDict, key
-) -> tuple[dict, dict]:
+def semantic_losses(agent, observed: dict, batch: dict, task: jax.Array, config: ConfigDict, key) -> tuple[dict, dict]:
     """Return the losses of the MLLM side, each ``[B, T]``, and metrics.
 
     Unless ``fusion.gates_learn_semantic``, gates do not learn from ``semantic``: its tasks are drawn, whatever the clip

@@ -66,9 +66,7 @@ def list_episodes(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*.ep") if not path.name.startswith("."))
 
 
-def require_fitting(
-    folder: str | Path, body: str, size: int, action_dim: int, length: int, capacity: int
-) -> None:
+def require_fitting(folder: str | Path, body: str, size: int, action_dim: int, length: int, capacity: int) -> None:
     """Check by their headers that a folder's episodes can be learned from; corrupt files are left to those who read.
 
     Args:

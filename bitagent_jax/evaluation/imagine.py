@@ -38,9 +38,7 @@ def imagine(agent: Agent, prompt: Prompt, folder: str | Path, *, steps: int = 32
     task = agent.embed_prompt(prompt)
     config = agent.config
     name = (tuple(config.tasks) or default_tasks(config.body))[0]
-    env = make_env(
-        name, seed=seed, size=config.env.size, action_repeat=config.env.action_repeat, look=config.env.look
-    )
+    env = make_env(name, seed=seed, size=config.env.size, action_repeat=config.env.action_repeat, look=config.env.look)
     try:
         real, branch = _act(agent, env, task, steps, seed)
     finally:
@@ -49,8 +47,15 @@ def imagine(agent: Agent, prompt: Prompt, folder: str | Path, *, steps: int = 32
     frames = {
         "task imagination": jax.jit(visual.task_frames, static_argnums=(0, 3))(agent.graph, agent.params, task, steps),
         "policy, imagined": jax.jit(visual.policy_frames, static_argnums=(0, 6, 7))(
-            agent.graph, agent.params, branch["carry"], task, branch["clip"]["embedding"], branch["clip"]["has"],
-            steps, config.imagination.semantics, key,
+            agent.graph,
+            agent.params,
+            branch["carry"],
+            task,
+            branch["clip"]["embedding"],
+            branch["clip"]["has"],
+            steps,
+            config.imagination.semantics,
+            key,
         ),
     }
     frames = {label: np.asarray(value) for label, value in frames.items()} | {"policy, real": real}

@@ -1,8 +1,8 @@
 """Asynchronous checkpoints of the one training state, through Orbax, with a digest that finds damage.
 
-    RUN/checkpoints/<step>/               one finished checkpoint (renamed into place by Orbax when complete)
-                          /digest.json    size and CRC-32 of its files, written when the save has finished
-                    <step>.set-aside      a checkpoint that a resumed run went back behind; kept, not read
+RUN/checkpoints/<step>/               one finished checkpoint (renamed into place by Orbax when complete)
+                      /digest.json    size and CRC-32 of its files, written when the save has finished
+                <step>.set-aside      a checkpoint that a resumed run went back behind; kept, not read
 """
 
 import json

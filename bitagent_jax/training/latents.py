@@ -21,9 +21,7 @@ class Latents:
     4 KB at the paper's, beside its action and embedding. No picture is read or encoded again.
     """
 
-    def __init__(
-        self, replay: Replay, graph: nnx.GraphDef, config: ConfigDict, exemplars: Exemplars | None = None
-    ):
+    def __init__(self, replay: Replay, graph: nnx.GraphDef, config: ConfigDict, exemplars: Exemplars | None = None):
         """Begin with none; see ``update``.
 
         Args:

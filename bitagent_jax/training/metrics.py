@@ -89,9 +89,7 @@ class Metrics:
         if not self._writes:
             return
         height, width = frames.shape[1:3]
-        image = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=_encode_gif(frames, fps)
-        )
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=_encode_gif(frames, fps))
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
         self._board.file_writer.add_summary(summary, int(step))
 
@@ -194,7 +192,5 @@ def _drop_rows(path: Path, start_step: int) -> None:
 def _encode_gif(frames: np.ndarray, fps: float) -> bytes:
     images = [Image.fromarray(frame) for frame in frames]
     output = io.BytesIO()
-    images[0].save(
-        output, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
-    )
+    images[0].save(output, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
     return output.getvalue()

@@ -59,9 +59,7 @@ class Resident:
             return fields | {"image": fields["image"].reshape(*at.shape, *picture)} | batch
 
         replicated, by_batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-        self._gather = jax.jit(
-            gather, in_shardings=(replicated, by_batch), out_shardings=by_batch, static_argnums=2
-        )
+        self._gather = jax.jit(gather, in_shardings=(replicated, by_batch), out_shardings=by_batch, static_argnums=2)
 
     def sample(self, batch: int, length: int, rng: np.random.Generator, only: np.ndarray | None = None) -> dict:
         """Draw the sequences of ``Replay.sample``, as arrays of the mesh."""

@@ -1,12 +1,12 @@
 """The run folder: one place for a run's config, episodes, checkpoints, metrics and videos.
 
-    RUN/config.json      the resolved config: all that loading needs
-        lock             held by the training process, its pid inside
-        prompts.npz      what it was told, embedded
-        returns.npz      how well rows of the episodes follow that, where it imitates those that do
-        episodes/        of config.data.mix (config.data.folder may name another place); online/ of the agent
-        checkpoints/  metrics.jsonl  tensorboard/  videos/
-        cache/           compiled programs
+RUN/config.json      the resolved config: all that loading needs
+    lock             held by the training process, its pid inside
+    prompts.npz      what it was told, embedded
+    returns.npz      how well rows of the episodes follow that, where it imitates those that do
+    episodes/        of config.data.mix (config.data.folder may name another place); online/ of the agent
+    checkpoints/  metrics.jsonl  tensorboard/  videos/
+    cache/           compiled programs
 """
 
 import fcntl

@@ -65,6 +65,7 @@ def test_mixed_environments_change_hands_and_the_others_do_not(tmp_path):
     """Read from whom the policy has act in each environment at each step."""
     chosen = [Behavior("walker_stand", "expert"), Behavior("walker_stand", "mixed"), Behavior("walker_walk", "mixed")]
     with EnvPool([b.task for b in chosen], size=8, look="fast", state=True) as pool:
+
         def record(index, seed):
             policy = behaviors.acting(chosen)(index, seed)
 

@@ -101,9 +101,7 @@ def test_a_runs_judges_are_its_reward_on_the_posteriors_of_the_frames(agent, enc
     prompts = encoder.embed_text(["walk fast clean", "doing backflips", "run fast clean"])
     judge = make_judge(agent, prompts, context)
     got = judge(data["image"][index], data["action"][index])
-    assert {name: value.shape for name, value in got.items()} == dict.fromkeys(
-        (*rewards.SIMILARITIES, DECODED), (2, 3)
-    )
+    assert {name: value.shape for name, value in got.items()} == dict.fromkeys((*rewards.SIMILARITIES, DECODED), (2, 3))
     agent_module = nnx.merge(agent.graph, agent.params)
     model = agent_module.world_model
     post = model.posterior(model.encode(data["image"][index[:, context:]]))

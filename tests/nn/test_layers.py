@@ -108,5 +108,5 @@ def test_the_gradient_of_the_recurrent_kernel_is_one_product_behind_the_loop():
     gates, start = jnp.ones((4, 6, 24)), jnp.zeros((4, 8))
     gradient = jax.grad(lambda p: jnp.sum(nnx.merge(graph, p).unroll(gates, start)))
     loops = [e for e in jax.make_jaxpr(gradient)(params).eqns if e.primitive.name == "scan"]
-    carried = [v.aval.shape for e in loops for v in e.invars[e.params["num_consts"]:][: e.params["num_carry"]]]
+    carried = [v.aval.shape for e in loops for v in e.invars[e.params["num_consts"] :][: e.params["num_carry"]]]
     assert len(loops) == 2 and (8, 24) not in carried

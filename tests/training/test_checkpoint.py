@@ -36,9 +36,7 @@ def abstract(width=128):
 
 def numbers(state):
     return jax.tree.map(
-        lambda leaf: (
-            np.asarray(jax.random.key_data(leaf) if leaf.dtype == state.key.dtype else leaf).tobytes()
-        ),
+        lambda leaf: np.asarray(jax.random.key_data(leaf) if leaf.dtype == state.key.dtype else leaf).tobytes(),
         state,
     )
 
@@ -132,9 +130,7 @@ def break_digest(step):
     (step / "digest.json").write_text("")
 
 
-@pytest.mark.parametrize(
-    "damage", [truncate, flip_one_bit, delete_data, empty_folder, break_metadata, break_digest]
-)
+@pytest.mark.parametrize("damage", [truncate, flip_one_bit, delete_data, empty_folder, break_metadata, break_digest])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage, caplog):
     write(tmp_path, [10, 20])
     damage(tmp_path / "20")
@@ -318,7 +314,5 @@ def test_saved_on_eight_devices_restored_on_two_and_on_one(tmp_path):
         "params": {"net": {"kernel": jax.ShapeDtypeStruct((256, 512), jnp.float32)}},
     }
     restored = Checkpoints(tmp_path).restore(wanted)
-    np.testing.assert_array_equal(
-        restored["params"]["net"]["kernel"], np.arange(256 * 512.0).reshape(256, 512)
-    )
+    np.testing.assert_array_equal(restored["params"]["net"]["kernel"], np.arange(256 * 512.0).reshape(256, 512))
     assert restored["step"] == 3 and restored["key"] == jax.random.key(4)

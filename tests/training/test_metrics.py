@@ -44,9 +44,7 @@ def test_rows_are_on_disk_at_once_and_in_tensorboard_after_closing(tmp_path):
         metrics.scalars(5, {"loss": jnp.float32(0.5), "rate": np.int64(3)})
         assert read_rows(tmp_path) == [{"step": 5, "loss": 0.5, "rate": 3.0}]
     values = {
-        (value.tag, event.step): value.simple_value
-        for event in read_events(tmp_path)
-        for value in event.summary.value
+        (value.tag, event.step): value.simple_value for event in read_events(tmp_path) for value in event.summary.value
     }
     assert values == {("loss", 5): 0.5, ("rate", 5): 3.0}
 
@@ -76,9 +74,7 @@ def test_a_resumed_runs_rows_equal_an_uninterrupted_ones(tmp_path):
     run(tmp_path / "resumed", 4, 9)
     resumed, whole = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("resumed", "whole"))
     assert resumed == whole
-    starts = [
-        event.step for event in read_events(tmp_path / "resumed") if event.session_log.status == SessionLog.START
-    ]
+    starts = [event.step for event in read_events(tmp_path / "resumed") if event.session_log.status == SessionLog.START]
     assert starts == [1, 5]  # TensorBoard purges from these steps on
     assert len(os.listdir(tmp_path / "resumed" / "tensorboard")) == 2
 
