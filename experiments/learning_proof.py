@@ -3,10 +3,9 @@
     pip install -e '.[plots]' && python -m experiments.learning_proof runs/proof [--variants full] [--seeds 0 1 2]
 
 Hardware: two CPU cores; a quarter of an hour or so to collect the data once, then two runs side by side, pinned to
-a core each (41 to 45 minutes with the settings of ``results/2026-11-26``; today's are not timed yet).  Each run and
-the collection continue when called again, and what is in the results is not done again, so that the runs can be
-spread over days and machines.  Other sizes (``--presets paper,short,bf16``), ``--steps``, ``--episodes`` and
-another encoder need a folder of ``--results`` of their own.
+a core each (about an hour).  Each run and the collection continue when called again, and what is in the results is
+not done again, so that the runs can be spread over days and machines.  Other sizes (``--presets paper,short,bf16``),
+``--steps``, ``--episodes`` and another encoder need a folder of ``--results`` of their own.
 
 Every variant and seed learns from the same episodes, collected by `bitagent collect --mix zoo`, without rewards or
 labels:
