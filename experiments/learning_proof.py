@@ -85,6 +85,7 @@ def shuffled(seed: int) -> tuple[str, ...]:
 def settings_of(presets: str, steps: tuple[int, int], episodes: int) -> dict[str, Any]:
     """Return what the runs of one table have in common: arguments, the resulting config, the encoder's weights."""
     config = flatten(configure("full", 0, Path(), presets, steps))
+    del config["data.episodes"]  # of a collection that these runs do not make
     values = json.dumps(config, sort_keys=True).encode()
     encoder = json.loads(CARD.read_text())["sha256"][:8]
     return {"presets": presets, "steps": list(steps), "episodes": episodes, "encoder": encoder,
