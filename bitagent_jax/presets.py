@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bf16": {"compute.dtype": "bfloat16"},
     "cpu": SHORT
     | {
-        "data.episodes": 108,
+        "data.episodes": 324,
         "data.capacity": 200_000,
         "mllm.aligner_units": 48,
         "mllm.adapter_units": 32,
