@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from bitagent_jax.agent.state import build, init_state
+from bitagent_jax.agent.state import build
 from bitagent_jax.envs.tasks import get_body
 from bitagent_jax.mllm.encoder import load_encoder
 from bitagent_jax.policy import Agent
@@ -23,7 +23,7 @@ def load(run: str | Path, step: int | None = None) -> Agent:
     folder = RunFolder.load(run)
     encoder = load_encoder(folder.config.mllm.encoder, folder.config.mllm.weights)
     _, init = build(folder.config, encoder.embed_dim, get_body(folder.config.body).action_dim)
-    abstract = jax.eval_shape(lambda: init_state(folder.config, init))
+    abstract = {"params": jax.eval_shape(init, jax.random.key(0))}
     with Checkpoints(folder.checkpoints) as checkpoints:
-        params = checkpoints.restore_part({"params": abstract.params}, step)["params"]
+        params = checkpoints.restore_part(abstract, step)["params"]
     return Agent(folder.config, params, encoder, known(folder.prompts, encoder))

@@ -53,6 +53,20 @@ class Critic(nnx.Module):
         return -jnp.sum(probs * jax.nn.log_softmax(self.logits(fused)), -1)
 
 
+def start_rows(rows, stride: int):
+    """Take every so many rows of sequences, the last among them: a tree of ``[B, T, ...]`` -> ``[B*T/stride, ...]``.
+
+    The last and not the first, which has seen no other picture, and whose clip, where an encoder has embedded every
+    eighth row of an episode, has no embedding.
+    """
+
+    def take(x):
+        x = x[:, (x.shape[1] - 1) % stride :: stride]
+        return x.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(take, rows)
+
+
 def rollout(agent, start, embedding, has, task, horizon: int, semantics: str, key) -> dict[str, jax.Array]:
     """Imagine ``horizon`` steps with the policy: ``a_t ~ pi(.|z_t)``, ``s_{t+1} ~ p_theta``, then fuse again.
 
@@ -113,3 +127,39 @@ def actor_loss(returns: jax.Array, std: jax.Array, scale: jax.Array, discount: f
     """Return ``-gamma^t (R_t / scale + entropy * H[pi])``, ``[N, H]``; its gradient runs through the dynamics."""
     weight = discount ** jnp.arange(returns.shape[1])
     return -weight * (returns / scale + entropy * gaussian_entropy(std))
+
+
+def update_norms(norms: dict, returns: jax.Array, decay: float) -> tuple[dict, jax.Array]:
+    """Track the 5th and 95th percentiles of returns; their distance, at least 1, scales the actor's objective."""
+    low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
+    norms = {
+        "low": decay * norms["low"] + (1 - decay) * low,
+        "high": decay * norms["high"] + (1 - decay) * high,
+    }
+    return norms, jnp.maximum(1.0, norms["high"] - norms["low"])
+
+
+def actor_critic(critic: Critic, slow: Critic, path: dict, reward: jax.Array, norms: dict, settings) -> tuple:
+    """Return the losses ``actor`` and ``critic [N, H]`` of imagined rollouts, metrics, and new norms.
+
+    Args:
+        critic, slow: the learning critic and its moving average, which gives the values.
+        path: of :func:`rollout`.
+        reward: ``[N, H]``.
+        norms: moving percentiles of the returns.
+        settings: the config's ``behavior``.
+    """
+    stop = jax.lax.stop_gradient
+    value = slow(path["fused"][:, 1:])
+    returns = lambda_returns(reward, value, settings.discount, settings.trace)
+    norms, scale = update_norms(norms, stop(returns), settings.return_decay)
+    losses = {
+        "actor": actor_loss(returns, path["std"], scale, settings.discount, settings.entropy),
+        "critic": critic.loss(stop(path["fused"][:, :-1]), stop(returns)),
+    }
+    metrics = {
+        "imagined/value": jnp.mean(value),
+        "actor/std": jnp.mean(path["std"]),
+        "actor/return_scale": scale,
+    }
+    return losses, metrics, norms

@@ -28,17 +28,23 @@ class Expert(nnx.Module):
 class Fusion(nnx.Module):
     """``f_TAMF(e_v, s, tau)``: the feature that actor, critic and semantic decoder read.
 
-    ``kind`` selects the paper's module (``tamf``), one linear layer of ``[e_v; s; tau]`` (``concat``) or of
-    ``[s; tau]`` (``none``, a policy on the world model's state alone).  With ``skip`` the state follows the fused
-    part, for a narrow ``z`` that only the semantics train forgets what the state says of the body's motion; with
+    ``kind`` selects the paper's module (``tamf``), one linear layer of ``[e_v; s; tau]`` (``concat``), or ``[s; tau]``
+    itself (``none``, a policy on the world model's state; it has no parameters).  With ``skip`` the state follows the
+    fused part, for a narrow ``z`` that only the semantics train forgets what the state says of the body's motion; with
     ``skip_task`` also the task, of which ``z`` holds one number a layer.
+
+    Attributes:
+        width, outputs: of the fused part, which comes first, and of the whole feature.
     """
 
     def __init__(self, config, embed: int, features: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.kind, self.layers, self.width, self.embed = config.kind, config.layers, config.width, embed
-        self.skip, self.skip_task, width = config.skip, config.skip_task, config.width
+        self.kind, self.layers, self.embed = config.kind, config.layers, embed
+        if self.kind == "none":
+            self.width = self.outputs = features + embed
+            return
+        self.skip, self.skip_task, self.width, width = config.skip, config.skip_task, config.width, config.width
         self.outputs = width + features * self.skip + embed * self.skip_task
-        inputs = features + (embed if self.kind != "none" else 0) + (embed if self.kind != "tamf" else 0)
+        inputs = features + embed + (embed if self.kind == "concat" else 0)
         self.fuse = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
         self.missing = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (embed,)))
         if self.kind == "tamf":
@@ -66,7 +72,8 @@ class Fusion(nnx.Module):
             learn_gates: False where ``tau`` has nothing to do with what is learned.
 
         Returns:
-            ``z [..., W]``, layer-normalised, followed by ``s`` and ``tau`` where ``skip`` and ``skip_task`` say so.
+            ``z [..., W]``, layer-normalised, followed by ``s`` and ``tau`` where ``skip`` and ``skip_task`` say so;
+            of ``none``, ``s`` and ``tau``.
         """
         return self.fuser(task, learn_gates)(embedding, has, state)
 
@@ -80,16 +87,17 @@ class Fusion(nnx.Module):
 
         def fuse(embedding, has, state):
             shape = (*state.shape[:-1], self.embed)
+            of_task = jnp.broadcast_to(scaled_task, shape)
+            if self.kind == "none":
+                return jnp.concatenate([state, of_task], -1)
             missing = jnp.broadcast_to(self.missing[...], shape)
             scaled = missing if has is None else jnp.where(has[..., None], embedding * self.embed**0.5, missing)
-            of_task = jnp.broadcast_to(scaled_task, shape)
             if self.kind == "tamf":
                 z = self.fuse(jnp.concatenate([scaled, state], -1)).astype(jnp.float32)
                 for i, experts in enumerate(merged):
                     z = z + experts(z, gates[..., i, None])
             else:
-                parts = [scaled] if self.kind == "concat" else []
-                z = self.fuse(jnp.concatenate([*parts, state, of_task], -1))
+                z = self.fuse(jnp.concatenate([scaled, state, of_task], -1))
             fused = self.norm(z)
             skipped = [state] * self.skip + [of_task] * self.skip_task
             return jnp.concatenate([fused, *(x.astype(fused.dtype) for x in skipped)], -1)

@@ -33,8 +33,9 @@ def loss_table(config: ConfigDict, stage: int) -> dict[str, Row]:
     """Return the losses of stage 1 (model) or 2 (behaviour and joint optimisation); rows at scale 0 are left out."""
     joint = config.joint
     adapter = ("adapter",) if config.mllm.adapter != "none" else ()
+    fusion = ("fusion",) if config.fusion.kind != "none" else ()
     rows = {
-        "semantic": Row(joint.mllm, ("fusion", "semantic", *adapter)),
+        "semantic": Row(joint.mllm, (*fusion, "semantic", *adapter)),
         "text": Row(joint.mllm or 1.0, ("aligner", *(adapter if joint.mllm else ()))),
         "anchor": Row(joint.anchor, adapter),
         "relation": Row(joint.relation, adapter),
@@ -48,7 +49,7 @@ def loss_table(config: ConfigDict, stage: int) -> dict[str, Row]:
         }
     if stage == 2:
         rows |= {
-            "jbo": Row(joint.jbo, ("fusion", *(adapter if joint.jbo_reaches_adapter else ()))),
+            "jbo": Row(joint.jbo, (*fusion, *(adapter if joint.jbo_reaches_adapter else ()))),
             "actor": Row(1.0, ("actor",)),
             "critic": Row(1.0, ("critic",)),
             "regression": Row(config.behavior.regression, ("actor",)),
@@ -179,48 +180,27 @@ def behavior_losses(agent, slow, observed, batch, prompts, ids, config, norms, k
         norms: moving percentiles of the returns.
     """
     settings, horizon = config.behavior, config.imagination.horizon
-    starts = jax.tree.map(
-        lambda x: x[:, :: config.imagination.stride],
+    starts = behavior.start_rows(
         {"state": {k: jax.lax.stop_gradient(observed[k]) for k in ("deter", "stoch")},
          "embedding": batch["embedding"], "has": batch["has_embedding"]},
+        config.imagination.stride,
     )  # fmt: skip
-    ids = jnp.repeat(ids, starts["has"].shape[1])
-    starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts)
+    ids = jnp.repeat(ids, len(starts["has"]) // len(ids))
     path = behavior.rollout(
         agent, starts["state"], agent.adapt(starts["embedding"]), starts["has"], prompts[ids],
         horizon, config.imagination.semantics, key,
     )  # fmt: skip
     reward, offset = rewards.task_reward(slow, path, prompts, ids, config)
-    value = slow.critic(path["fused"][:, 1:])
-    returns = behavior.lambda_returns(reward, value, settings.discount, settings.trace)
-    norms, scale = update_norms(norms, jax.lax.stop_gradient(returns), settings.return_decay)
-    stop = jax.lax.stop_gradient
-    losses = {
-        "actor": behavior.actor_loss(returns, path["std"], scale, settings.discount, settings.entropy),
-        "critic": agent.critic.loss(stop(path["fused"][:, :-1]), stop(returns)),
-        "jbo": -(settings.discount ** jnp.arange(horizon)) * reward,
-    }
-    metrics = {
+    losses, metrics, norms = behavior.actor_critic(agent.critic, slow.critic, path, reward, norms, settings)
+    losses["jbo"] = -(settings.discount ** jnp.arange(horizon)) * reward
+    metrics |= {
         "imagined/reward": jnp.mean(reward),
         "imagined/offset": jnp.mean(offset.astype(jnp.float32)),
-        "imagined/value": jnp.mean(value),
-        "actor/std": jnp.mean(path["std"]),
-        "actor/return_scale": scale,
     }
     for k in range(prompts.shape[0]):
         mine = (ids == k)[:, None]
         metrics[f"imagined/reward_{k}"] = jnp.sum(jnp.where(mine, reward, 0)) / jnp.maximum(jnp.sum(mine) * horizon, 1)
     return losses, metrics, norms
-
-
-def update_norms(norms: dict, returns: jax.Array, decay: float) -> tuple[dict, jax.Array]:
-    """Track the 5th and 95th percentiles of returns; their distance, at least 1, scales the actor's objective."""
-    low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
-    norms = {
-        "low": decay * norms["low"] + (1 - decay) * low,
-        "high": decay * norms["high"] + (1 - decay) * high,
-    }
-    return norms, jnp.maximum(1.0, norms["high"] - norms["low"])
 
 
 def assign_tasks(key: jax.Array, sequences: int, tasks: int) -> jax.Array:
@@ -247,7 +227,7 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
 
     def losses(params, state, batch):
         agent = nnx.merge(graph, params)
-        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 5)
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 6)
         ids = assign_tasks(keys[0], batch["action"].shape[0], prompts.shape[0])
         if "image" in batch:
             observed = agent.world_model.observe(batch["image"], batch["action"], batch["is_first"], keys[1])
@@ -266,9 +246,8 @@ def make_train_step(graph: nnx.GraphDef, config: ConfigDict, prompts: jax.Array,
             )
             values, metrics = values | more, metrics | imagined
             if config.behavior.regression:
-                shown_key = jax.random.fold_in(keys[3], 1)
                 values["regression"] = imitation.regression(
-                    imaginer, batch, prompts, config.imagination.semantics, shown_key
+                    imaginer, batch, prompts, config.imagination.semantics, keys[5]
                 )
         return values, (metrics, norms)
 

@@ -24,8 +24,7 @@ class BiTAgent(nnx.Module):
         self.skip = int(config.task_imagination.feed == "data")
         self.world_model = WorldModel(config.world_model, actions, **kw)
         self.fusion = Fusion(config.fusion, embed, self.world_model.feature_dim, **kw)
-        width = config.fusion.width
-        self.semantic = SemanticDecoder(width, embed, **kw)
+        self.semantic = SemanticDecoder(self.fusion.width, config.fusion.width, embed, **kw)
         self.task_imagination = TaskImagination(
             config.world_model, embed, actions, config.task_imagination.action, **kw
         )

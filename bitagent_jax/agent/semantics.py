@@ -55,15 +55,15 @@ def make_adapter(config, embed: int, *, dtype=jnp.float32, rngs: nnx.Rngs) -> nn
 
 
 class SemanticDecoder(nnx.Module):
-    """``f_dec``: from the fused part of the feature back to a unit embedding."""
+    """``f_dec``: from the fused part of the feature, its first ``inputs`` entries, back to a unit embedding."""
 
-    def __init__(self, width: int, embed: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.width = width
-        self.mlp = MLP(width, width, 1, embed, dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, units: int, embed: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.inputs = inputs
+        self.mlp = MLP(inputs, units, 1, embed, dtype=dtype, rngs=rngs)
 
     def __call__(self, fused: jax.Array) -> jax.Array:
-        """Map the first W entries of ``[..., W or more]`` to unit embeddings ``[..., D]``."""
-        return unit(self.mlp(fused[..., : self.width]).astype(jnp.float32))
+        """Map ``[..., inputs or more]`` to unit embeddings ``[..., D]``."""
+        return unit(self.mlp(fused[..., : self.inputs]).astype(jnp.float32))
 
 
 def add_noise(key: jax.Array, embedding: jax.Array, noise: float) -> jax.Array:

@@ -52,7 +52,7 @@ def build_module(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, 
 
 
 def optimizer(config: ConfigDict, module: str) -> optax.GradientTransformation:
-    """Return the optimiser of one module: global-norm clip, then Adam or Muon; decoupled decay.
+    """Return the optimiser of one module: global-norm clip, then Adam or Muon; then decay, by a share of the weights.
 
     Muon (Jordan et al. 2024) takes matrices along their orthogonalised momentum, of the size of Adam's updates (Liu et
     al. 2025), and everything else by Adam.
@@ -60,10 +60,10 @@ def optimizer(config: ConfigDict, module: str) -> optax.GradientTransformation:
     optim = config.optim
     rate, clip = (optim.behavior_lr, optim.behavior_clip) if module in BEHAVIOR else (optim.model_lr, optim.clip)
     if optim.kind == "muon":
-        descend = optax.contrib.muon(rate, weight_decay=optim.decay, adam_weight_decay=optim.decay, consistent_rms=0.2)
+        descend = optax.contrib.muon(rate, eps=optim.eps, consistent_rms=0.2)
     else:
-        descend = optax.adamw(rate, eps=optim.eps, weight_decay=optim.decay)
-    return optax.chain(optax.clip_by_global_norm(clip), descend)
+        descend = optax.adam(rate, eps=optim.eps)
+    return optax.chain(optax.clip_by_global_norm(clip), descend, optax.add_decayed_weights(-optim.decay))
 
 
 def apply_gradients(

@@ -32,9 +32,9 @@ def imagination(config) -> program.Program:
         def imagine(state, batch):
             agent, key = nnx.merge(graph, state.params), jax.random.fold_in(state.key, state.step)
             seen = agent.world_model.observe(batch["image"], batch["action"], batch["is_first"], key)
-            starts = {name: seen[name][:, :: config.imagination.stride] for name in ("deter", "stoch")}
-            starts |= {name: batch[name][:, :: config.imagination.stride] for name in ("embedding", "has_embedding")}
-            starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts)
+            starts = {name: seen[name] for name in ("deter", "stoch")}
+            starts |= {name: batch[name] for name in ("embedding", "has_embedding")}
+            starts = behavior.start_rows(starts, config.imagination.stride)
             embedding, has = starts.pop("embedding"), starts.pop("has_embedding")
             task = jax.numpy.broadcast_to(prompts[0], embedding.shape)
             path = behavior.rollout(

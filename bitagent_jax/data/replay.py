@@ -215,7 +215,7 @@ def _fill(episode: _Episode, start: int, out: Mapping[str, np.ndarray]) -> None:
 
 
 def load_folder(
-    folder: str | Path, replay: Replay, *, fingerprint: str | None = None, start: int = 0, limit: int | None = None
+    folder: str | Path, replay: Replay, *, fingerprint: str | None = None, paths: list[Path] | None = None
 ) -> list[Path]:
     """Add a folder's episodes to a replay in order of their names, skipping corrupt ones with a warning.
 
@@ -223,7 +223,7 @@ def load_folder(
         folder: of episodes.
         replay: to be filled.
         fingerprint: of the encoder whose cached embeddings are added too, where there are any.
-        start, limit: only the files from number ``start`` up to, not including, number ``limit``.
+        paths: only these of its files.
 
     Returns:
         The corrupt files that were skipped.
@@ -231,7 +231,7 @@ def load_folder(
     Raises:
         ValueError: no valid episode, or stale embeddings.
     """
-    paths, bare = list_episodes(folder)[start:limit], 0
+    paths, bare = list_episodes(folder) if paths is None else paths, 0
     episodes, corrupt = open_episodes(paths)
     for episode in episodes:
         cached = open_embedding(episode, fingerprint) if fingerprint else None

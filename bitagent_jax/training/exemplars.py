@@ -119,7 +119,7 @@ class Exemplars:
             returns.append(stored[name])
         if self._primary and len(stored) > known:
             write_atomically(self._path, lambda file: np.savez(file, **stored))
-        chances = weights(np.concatenate(returns), self._config.behavior.regression_temperature)
+        chances = weights(np.concatenate(returns, dtype=np.float64), self._config.behavior.regression_temperature)
         self._chances = np.cumsum(chances.T, 1)
         self._ends = np.cumsum([len(one) for one in returns])
 

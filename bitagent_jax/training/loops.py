@@ -54,6 +54,11 @@ def train_seeds(path: str | Path, config: ConfigDict, seeds: Sequence[int]) -> l
             f"several seeds in one program take one device, and here are {jax.device_count()}: show it one (by "
             "CUDA_VISIBLE_DEVICES=0, for example), or start one run a device as in launch/README.md"
         )
+    if config.train.keep < 2 <= len(seeds):
+        raise ValueError(
+            f"config.train.keep={config.train.keep} would leave no step that all seeds have where a process dies while "
+            "some have saved the next one: at least 2"
+        )
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"each seed once, not {list(seeds)}")
     if (path / "config.json").exists():

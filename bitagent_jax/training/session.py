@@ -1,7 +1,7 @@
 """Everything a training run needs, built or resumed from its folder: data, model, mesh, checkpoints."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +15,7 @@ from bitagent_jax.agent.semantics import make_probe
 from bitagent_jax.agent.state import TrainState, build, init_state
 from bitagent_jax.config import default_tasks, validate
 from bitagent_jax.data.behaviors import acting, mixture, need_states, spread
-from bitagent_jax.data.collect import collect
+from bitagent_jax.data.collect import collect, numbered
 from bitagent_jax.data.embeddings import embed_folder, require_embeddings
 from bitagent_jax.data.episodes import list_episodes, require_fitting
 from bitagent_jax.data.loader import Loader, step_rng
@@ -93,7 +93,7 @@ class Session:
         self._add(run.episodes)
         rounds = max(0, self.step - 1) // self.config.data.online_every if self.config.data.online_every else 0
         if rounds:
-            self._add(self.online_folder, limit=rounds * self.config.data.online_episodes)
+            self._add(self.online_folder, range(rounds * self.config.data.online_episodes))
         sharding.check_same("episodes", [path.name for path in self.replay.paths], self.replay.frames)
         self.replay.sample(1, self.config.train.length, np.random.default_rng(0))  # raises if it is too short
         exemplars = None
@@ -153,18 +153,19 @@ class Session:
         probe = make_probe(self.graph, self.told.embeddings)
         return jax.jit(lambda state, batch: probe(state.params, batch), out_shardings=sharding.replicated(self.mesh))
 
-    def loader(self, stage: int) -> Loader:
+    def loader(self, stage: int, among: int = 1) -> Loader:
         """Start drawing the batches of the present step of a stage and those after it.
 
         In stage 2 with a world model that rests they hold latents, computed here, in place of pictures. Pictures come
-        from the devices' own memory where the data set has room in it and no episode will be added.
+        from the devices' own memory where the data set has room in it, which so many sessions share, and no episode
+        will be added.
         """
         train, source, place = self.config.train, self.replay, self._place
         if stage == 2 and not self.config.joint.world_model_in_stage2:
             self._resident = None
             self._latents.update(sharding.on_host(self.state.params))
             source = self._latents
-        elif self._resident or self._may_reside():
+        elif self._resident or self._may_reside(among):
             self._resident = self._resident or Resident(self.replay, self.mesh)
             source, place = self._resident, lambda batch: batch
         return Loader(
@@ -190,8 +191,8 @@ class Session:
         sheets = {name: np.concatenate(np.asarray(value), axis=1) for name, value in frames.items()}
         return tile(sheets, height=64 * count)
 
-    def _may_reside(self) -> bool:
-        return not self.config.data.online_every and fits(self.replay, self.config.compute.data_share)
+    def _may_reside(self, among: int) -> bool:
+        return not self.config.data.online_every and fits(self.replay, self.config.compute.data_share / among)
 
     @property
     def _mine(self) -> np.ndarray:
@@ -213,15 +214,16 @@ class Session:
         if jax.process_index() == 0:
             self._collect_round(agent, step, number)
         sharding.wait_for_all(f"episodes of step {step}")
-        self._add(self.online_folder, start=number, limit=number + data.online_episodes)
+        self._add(self.online_folder, range(number, number + data.online_episodes))
 
     def _collect_round(self, agent: Agent, step: int, number: int) -> None:
         """Collect episodes from ``number`` on, one sentence a slot, and embed them."""
         data, prompts = self.config.data, sentences(self.config)
         tasks = tuple(self.config.tasks) or default_tasks(self.config.body)[:1]
-        slots = range(min(data.online_episodes, self.config.env.num_envs))
-        slot_prompts = [prompts[(number + i) % len(prompts)] for i in slots]
-        with self._pool([tasks[(number + i) % len(tasks)] for i in slots]) as pool:
+        slots = min(data.online_episodes, self.config.env.num_envs)
+        turns = range(number // data.online_episodes * slots, (number // data.online_episodes + 1) * slots)
+        slot_prompts = [prompts[turn % len(prompts)] for turn in turns]
+        with self._pool([tasks[turn % len(tasks)] for turn in turns]) as pool:
             collect(
                 pool, lambda _, seed: AgentPolicy(agent, slot_prompts, sample=True, seed=seed),
                 episodes=data.online_episodes, folder=self.online_folder, start=number,
@@ -275,7 +277,9 @@ class Session:
             action_repeat=env.action_repeat, look=env.look, state=state,
         )  # fmt: skip
 
-    def _add(self, folder: Path, start: int = 0, limit: int | None = None) -> None:
-        load_folder(folder, self.replay, fingerprint=self.encoder.fingerprint, start=start, limit=limit)
+    def _add(self, folder: Path, numbers: Container[int] | None = None) -> None:
+        """Add a folder's episodes, or of a collection those of such numbers."""
+        paths = None if numbers is None else [path for number, path in numbered(folder).items() if number in numbers]
+        load_folder(folder, self.replay, fingerprint=self.encoder.fingerprint, paths=paths)
         if not self._precomputed and (labels := sorted(self.replay.labels)):
             self.replay.set_texts(dict(zip(labels, self.encoder.embed_text(labels), strict=True)))

@@ -61,7 +61,7 @@ class Together:
     def loader(self, stage: int) -> "_Loaders":
         """Start drawing the batches of the present step of a stage and those after it."""
         self._hand_back()
-        return _Loaders([session.loader(stage) for session in self._sessions])
+        return _Loaders([session.loader(stage, among=len(self._sessions)) for session in self._sessions])
 
     def collect_online(self, step: int) -> None:
         """Collect each run's round of episodes that is due at a step."""

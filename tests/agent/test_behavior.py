@@ -23,6 +23,22 @@ def test_lambda_returns_are_one_step_at_0_and_the_whole_sum_at_1(trace, want):
     np.testing.assert_allclose(behavior.lambda_returns(reward, value, 0.5, trace), [want], rtol=1e-6)
 
 
+def test_percentiles_move_slowly_and_the_scale_is_at_least_one():
+    norms = {"low": jnp.array(0.0), "high": jnp.array(0.0)}
+    norms, scale = behavior.update_norms(norms, jnp.linspace(0, 100, 101), 0.9)
+    assert float(norms["low"]) == pytest.approx(0.5) and float(norms["high"]) == pytest.approx(9.5)
+    assert float(scale) == pytest.approx(9.0)
+    assert float(behavior.update_norms(norms, jnp.zeros(10), 0.0)[1]) == 1.0
+
+
+@pytest.mark.parametrize("stride, rows", [(1, list(range(16))), (8, [7, 15]), (5, [0, 5, 10, 15]), (16, [15])])
+def test_rollouts_start_from_every_so_many_rows_and_the_last(stride, rows):
+    numbers = jnp.arange(48).reshape(3, 16)
+    started = behavior.start_rows({"number": numbers, "wide": numbers[..., None]}, stride)
+    np.testing.assert_array_equal(started["number"], numbers[:, np.array(rows)].reshape(-1))
+    assert started["wide"].shape == (3 * len(rows), 1)
+
+
 def test_actor_loss_by_hand():
     returns, std = jnp.array([[4.0, 8.0]]), jnp.ones((1, 2, 3))
     entropy = 3 * 1.418939

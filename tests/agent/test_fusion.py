@@ -135,7 +135,15 @@ def test_a_task_is_broadcast_over_time():
     np.testing.assert_allclose(rows[:, 2], fusion(embedding, jnp.ones(5, bool), state, task), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["tamf", "concat", "none"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_none_is_state_and_task_themselves(skip):
+    fusion, (embedding, state, tau) = make("none", skip=skip, skip_task=skip), inputs()
+    got = fusion(embedding, jnp.ones(5, bool), state, tau)
+    np.testing.assert_array_equal(got, jnp.concatenate([state, tau * EMBED**0.5], -1))
+    assert not jax.tree.leaves(nnx.state(fusion)) and fusion.outputs == fusion.width == got.shape[1]
+
+
+@pytest.mark.parametrize("kind", ["tamf", "concat"])
 @pytest.mark.parametrize("skip, skip_task", [(True, False), (False, True), (True, True)])
 def test_state_and_task_follow_the_fused_part_where_they_skip_it(kind, skip, skip_task):
     plain, skipping, (embedding, state, tau) = make(kind), make(kind, skip=skip, skip_task=skip_task), inputs()

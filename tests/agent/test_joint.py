@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitagent_jax.agent import joint, rewards
-from bitagent_jax.agent.joint import Row, assign_tasks, loss_table, masked, routed_gradients, update_norms
+from bitagent_jax.agent.joint import Row, assign_tasks, loss_table, masked, routed_gradients
 from bitagent_jax.agent.state import build
 
 # What each loss could reach if nothing but the code of the losses, and no table, stopped it.
@@ -32,14 +32,6 @@ def test_masked_keeps_the_mean_of_the_rows_inside():
     np.testing.assert_allclose(got, [[2, 0, 6, 0]])
     assert float(got.mean()) == 2  # of 1 and 3
     assert not np.any(masked(loss, jnp.zeros((1, 4), bool)))
-
-
-def test_percentiles_move_slowly_and_the_scale_is_at_least_one():
-    norms = {"low": jnp.array(0.0), "high": jnp.array(0.0)}
-    norms, scale = update_norms(norms, jnp.linspace(0, 100, 101), 0.9)
-    assert float(norms["low"]) == pytest.approx(0.5) and float(norms["high"]) == pytest.approx(9.5)
-    assert float(scale) == pytest.approx(9.0)
-    assert float(update_norms(norms, jnp.zeros(10), 0.0)[1]) == 1.0
 
 
 @pytest.mark.parametrize("sequences, tasks", [(8, 3), (9, 3), (4, 1), (2, 3)])
@@ -112,6 +104,15 @@ def test_every_loss_moves_every_module_of_its_row(natural, tiny):
 
 def test_the_backward_path_reaches_the_mllm_side(natural):
     assert largest(natural["jbo"]["adapter"]) > 1e-8 and largest(natural["jbo"]["fusion"]) > 1e-8
+
+
+def test_it_does_so_where_an_encoder_embeds_only_the_rows_that_end_its_clips(tiny, shaken, compiled, batch):
+    config = tiny(joint__mllm=0.0, joint__anchor=0.0, imagination__stride=8)  # of the adapter's rows, jbo's alone
+    step = compiled(config, 2)[1]
+    ends, never = np.zeros_like(batch["has_embedding"]), np.zeros_like(batch["has_embedding"])
+    ends[:, 7] = True
+    moved = [float(step(shaken, batch | {"has_embedding": has})[1]["grad_norm/adapter"]) for has in (ends, never)]
+    assert moved[0] > 1e-8 and moved[1] == 0
 
 
 def test_gates_learn_what_a_task_is_from_its_reward_and_not_to_ignore_it_from_clips(natural):

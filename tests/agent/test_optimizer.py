@@ -52,8 +52,18 @@ def test_a_share_of_the_rates_is_that_of_the_updates(tiny, kind, module):
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
     moved = []
     for rate, share in ((0.1, 0.3), (0.03, 1.0)):
-        config = tiny(optim__kind=kind, optim__behavior_lr=rate, optim__model_lr=rate, optim__decay=0.5)
+        config = tiny(optim__kind=kind, optim__behavior_lr=rate, optim__model_lr=rate, optim__decay=0.0)
         opt = {module: optimizer(config, module).init(params[module])}
         moved.append(jax.jit(lambda o, s, c=config: apply_gradients(c, params, o, grads, s)[0])(opt, (share, share)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *moved)
     assert not np.allclose(moved[0][module]["bias"], 1.0)
+
+
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_decay_takes_its_share_of_the_weights_whatever_the_rate(tiny, kind):
+    params = {"actor": {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.ones(4)}}
+    config = tiny(optim__kind=kind, optim__behavior_lr=1e-3, optim__decay=0.1)
+    opt = {"actor": optimizer(config, "actor").init(params["actor"])}
+    after, *_ = apply_gradients(config, params, opt, jax.tree.map(jnp.zeros_like, params), (1.0, 0.5))
+    np.testing.assert_allclose(after["actor"]["kernel"], 1.9, rtol=1e-6)
+    np.testing.assert_allclose(after["actor"]["bias"], 0.95, rtol=1e-6)

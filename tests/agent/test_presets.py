@@ -103,3 +103,4 @@ def test_modules_follow_the_ablation(tiny):
     assert names(tiny()) - names(tiny("no_adapter")) == {"adapter"}
     fusion = jax.eval_shape(build(tiny("no_tamf"), 16, 2)[1], jax.random.key(0))["fusion"]
     assert fusion.keys() == {"fuse", "missing", "norm"}
+    assert names(tiny()) - names(tiny("genrl")) == {"fusion", "adapter"}

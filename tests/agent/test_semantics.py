@@ -90,7 +90,7 @@ def test_the_probe_reads_the_frozen_encoder_at_step_0_and_sees_a_collapse(tiny, 
 
 
 def test_the_semantic_decoder_returns_unit_vectors():
-    out = SemanticDecoder(5, 16, rngs=nnx.Rngs(0))(jax.random.normal(jax.random.key(1), (2, 3, 5)))
+    out = SemanticDecoder(5, 5, 16, rngs=nnx.Rngs(0))(jax.random.normal(jax.random.key(1), (2, 3, 5)))
     np.testing.assert_allclose(jnp.linalg.norm(out, axis=-1), np.ones((2, 3)), atol=1e-5)
 
 

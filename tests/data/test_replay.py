@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bitagent_jax.data.embeddings import open_embedding, write_embedding
-from bitagent_jax.data.episodes import write_episode
+from bitagent_jax.data.episodes import list_episodes, write_episode
 from bitagent_jax.data.records import CorruptFile, open_records
 from bitagent_jax.data.replay import Replay, load_folder
 
@@ -219,7 +219,7 @@ def test_a_folder_is_loaded_in_order_without_its_corrupt_files(tmp_path, make_ar
     np.testing.assert_array_equal(batch["has_embedding"][:, 3], number != 2)
     np.testing.assert_array_equal(batch["embedding"][:, 3, 0], np.where(number == 2, 0, number))
     fewer = Replay(100)
-    load_folder(tmp_path, fewer, limit=1)
+    load_folder(tmp_path, fewer, paths=list_episodes(tmp_path)[:1])
     assert fewer.labels == {"task 0"}
 
 

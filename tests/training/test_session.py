@@ -1,5 +1,6 @@
 """Which rows a run embeds, and what it checks before its folder is made."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,33 @@ def test_rollouts_that_hold_an_embedding_need_one_in_every_row(names, stride, mo
     run = SimpleNamespace(_precomputed=False, config=make_config("walker", names), encoder=None)
     session.Session._embed(run, "folder", share=(1, 2))
     assert calls == [{"stride": stride, "share": (1, 2)}]
+
+
+def test_rounds_of_episodes_take_turns_through_all_sentences_and_know_their_own(tmp_path, monkeypatch):
+    """Three episodes a round from two environments, of three sentences; the second episode has been deleted."""
+    config = make_config("walker", "debug")
+    config.update_from_flattened_dict({"env.num_envs": 2, "data.online_episodes": 3})
+    told, loaded = [], []
+
+    def collect(pool, behave, *, episodes, folder, start, **_):
+        for number in range(start, start + episodes):
+            (folder / f"{number:06d}-x.ep").touch()
+
+    monkeypatch.setattr(session, "collect", collect)
+    monkeypatch.setattr(
+        session, "load_folder", lambda folder, replay, paths, **_: loaded.append([p.name for p in paths])
+    )
+    run = SimpleNamespace(
+        config=config, online_folder=tmp_path, replay=SimpleNamespace(labels=()), _embed=lambda folder: None,
+        encoder=SimpleNamespace(fingerprint=""), _precomputed=False,
+        _pool=lambda tasks: told.append(tasks) or nullcontext(SimpleNamespace(num_envs=len(tasks))),
+    )  # fmt: skip
+    for number in (0, 3):
+        session.Session._collect_round(run, None, number, number)
+        (tmp_path / "000001-x.ep").unlink(missing_ok=True)
+        session.Session._add(run, tmp_path, range(number, number + 3))
+    assert [task for tasks in told for task in tasks] == [*config.tasks, config.tasks[0]]
+    assert loaded == [["000000-x.ep", "000002-x.ep"], ["000003-x.ep", "000004-x.ep", "000005-x.ep"]]
 
 
 def test_prompts_are_checked_before_a_folder_is_made_but_not_once_they_are_kept(tmp_path):

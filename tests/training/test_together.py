@@ -105,6 +105,10 @@ def test_what_cannot_train_together_is_named_before_anything_is_made(trained, tm
     config = make_config("walker", "debug")
     with pytest.raises(ValueError, match=r"each seed once, not \[2, 2\]"):
         loops.train_seeds(tmp_path / "new", config, [2, 2])
+    config.train.keep = 1
+    with pytest.raises(ValueError, match="config.train.keep=1 would leave no step"):
+        loops.train_seeds(tmp_path / "new", config, [0, 1])
+    config.train.keep = 2
     with pytest.raises(ValueError, match=f"{trained[0].name} is a run itself"):
         loops.train_seeds(trained[0], config, [0, 1])
     monkeypatch.setattr(jax, "device_count", lambda: 8)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from bitagent_jax.agent import behavior
 from bitagent_jax.agent.behavior import Actor, Critic
-from bitagent_jax.agent.joint import Row, routed_gradients, update_norms
+from bitagent_jax.agent.joint import Row, routed_gradients
 from bitagent_jax.agent.state import TrainState, apply_gradients, build_module
 from bitagent_jax.agent.world_model import WorldModel, feature
 from bitagent_jax.nn.layers import MLP
@@ -115,21 +115,14 @@ def behavior_losses(explorer: Explorer, slow_critic, observed, config, norms, ke
         observed: filtered states of a batch ``[B, T, ...]``, where the rollouts start.
         norms: moving percentiles of the returns.
     """
-    settings, stop = config.behavior, jax.lax.stop_gradient
-    start = {name: stop(observed[name])[:, :: config.imagination.stride] for name in ("deter", "stoch")}
-    start = {name: value.reshape(-1, value.shape[-1]) for name, value in start.items()}
+    start = {name: jax.lax.stop_gradient(observed[name]) for name in ("deter", "stoch")}
+    start = behavior.start_rows(start, config.imagination.stride)
     count = len(start["deter"])
     none, has = jnp.zeros((count, 0)), jnp.zeros(count, bool)
     path = behavior.rollout(explorer, start, none, has, none, config.imagination.horizon, "decode", key)
     reward = disagreement(explorer.ensemble(path["fused"][:, :-1], path["action"]))
-    value = slow_critic(path["fused"][:, 1:])
-    returns = behavior.lambda_returns(reward, value, settings.discount, settings.trace)
-    norms, scale = update_norms(norms, stop(returns), settings.return_decay)
-    losses = {
-        "actor": behavior.actor_loss(returns, path["std"], scale, settings.discount, settings.entropy),
-        "critic": explorer.critic.loss(stop(path["fused"][:, :-1]), stop(returns)),
-    }
-    return losses, {"imagined/disagreement": jnp.mean(reward), "imagined/value": jnp.mean(value)}, norms
+    losses, metrics, norms = behavior.actor_critic(explorer.critic, slow_critic, path, reward, norms, config.behavior)
+    return losses, metrics | {"imagined/disagreement": jnp.mean(reward)}, norms
 
 
 def make_train_step(graph: nnx.GraphDef, config: ConfigDict) -> Callable:
