@@ -114,7 +114,7 @@ def _train(args, rest) -> None:
 
 def _collect(args, rest) -> None:
     from bitagent_jax.config import make_config
-    from bitagent_jax.data.behaviors import EXPLORE, Part, parts
+    from bitagent_jax.data.behaviors import EXPLORE, Part, mixture, parts
     from bitagent_jax.envs.tasks import shared_body
     from bitagent_jax.evaluation.gather import gather
 
@@ -124,8 +124,11 @@ def _collect(args, rest) -> None:
         raise ValueError(f"--step {args.step} is a checkpoint of a run: name it with --run")
     if args.run and args.mix:
         raise ValueError(f"either the run {args.run} acts or the mix {args.mix}: give one of --run and --mix")
-    episodes = 20 if args.episodes is None else args.episodes
-    wanted = parts(args.preset, args.tasks) if args.preset else (Part(args.mix or "random", episodes),)
+    if args.preset:
+        wanted = parts(args.preset, args.tasks)
+    else:
+        one_round = len(mixture("zoo", tuple(args.tasks))) if args.mix == "zoo" else 20
+        wanted = (Part(args.mix or "random", one_round if args.episodes is None else args.episodes),)
     config = None
     if any(part.mix == EXPLORE for part in wanted) and not args.run:
         size = "paper" if args.preset == "full" else "cpu"
@@ -201,7 +204,9 @@ def _evaluate(args, rest) -> None:
     agent = load(args.run, args.step)
     tasks = args.tasks or list(agent.config.tasks)
     if not tasks:
-        raise ValueError(f"{args.run} learnt sentences without tasks; name what to score with --tasks")
+        raise ValueError(
+            f"{args.run} learnt prompts without tasks: name what scores it with --tasks, and one of them with --prompt"
+        )
     rows = rollouts.evaluate(
         agent, tasks, agent.config.eval.episodes if args.episodes is None else args.episodes,
         prompt=_prompt(args.prompt), with_random=args.random, seed=args.seed,
@@ -298,7 +303,9 @@ def _parser() -> argparse.ArgumentParser:
         "The same command continues what it began and adds nothing to what is whole; more --episodes extend it. "
         "Other settings, such as another --seed, add episodes of their own to the same folder, also at the same time."
     )
-    add["collect"].add_argument("--episodes", type=int, help="how many there shall be of these settings (20)")
+    add["collect"].add_argument(
+        "--episodes", type=int, help="how many there shall be of these settings (20; of the zoo each behaviour once)"
+    )
     add["collect"].add_argument("--run", help="act with this run's policy; without it, a mix acts")
     add["collect"].add_argument("--mix", help="random (default), zoo: the package's actors beside it, or plan2explore, "
                                 "which takes --config=FILE:ARG and --config.a.b=value")  # fmt: skip

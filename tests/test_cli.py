@@ -1,11 +1,13 @@
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bitagent_jax import cli
+from bitagent_jax.data.behaviors import mixture
 from bitagent_jax.data.episodes import list_episodes, read_episode, write_episode
 
 
@@ -133,6 +135,20 @@ def test_diagnose_holds_a_runs_rewards_against_the_true_ones(trained, tmp_path, 
     assert "| walker_stand | neg_kl |" in out and "| walker_walk | random | 2 |" in out
     assert json.loads((tmp_path / "diagnose.json").read_text())["facts"]["source"] == str(trained[0])
     assert str(tmp_path / "diagnose.png") in out and not (trained[0] / "diagnose.png").exists()
+
+
+def test_the_default_number_of_episodes_has_every_behaviour_of_the_zoo(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def gather(folder, tasks, episodes, **settings):
+        asked.append(episodes)
+        return types.SimpleNamespace(paths=[], new=0)
+
+    monkeypatch.setattr("bitagent_jax.evaluation.gather.gather", gather)
+    one = ("collect", str(tmp_path), "--tasks", "walker_walk")
+    for more in ((), ("--mix", "zoo"), ("--mix", "zoo", "--episodes", "5"), ("--mix", "plan2explore")):
+        cli.main([*one, *more])
+    assert asked == [20, len(mixture("zoo", ["walker_walk"])), 5, 20]
 
 
 def test_collect_at_random_and_with_a_run_then_embed(trained, tmp_path, capsys):

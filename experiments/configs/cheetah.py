@@ -2,7 +2,7 @@
 
 Command:   bitagent train runs/cheetah --config=experiments/configs/cheetah.py:cpu
 Argument:  comma-separated presets (debug, cpu, paper, short, bf16) and ablations (no_tamf, no_jbo, ...)
-Hardware:  cpu: 2 cores, about a quarter of an hour; paper: one data-centre GPU or a TPU slice
+Hardware:  cpu: 2 cores, about half an hour; paper: one data-centre GPU or a TPU slice
 """
 
 from bitagent_jax.config import make_config
