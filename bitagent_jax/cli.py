@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import importlib.util
 import logging
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from bitagent_jax import errors
 from bitagent_jax.bench import commands as benches
+from bitagent_jax.files import import_file
 
 # Bad input and failures that carry their own explanation.
 EXPECTED = (ValueError, RuntimeError, FloatingPointError, OSError)
@@ -88,11 +88,9 @@ def _load_config(text: str) -> ConfigDict:
     file, _, arg = text.partition(":")
     if not Path(file).is_file():
         raise ValueError(f"no config file {file!r}; those of this project are experiments/configs/*.py")
-    spec = importlib.util.spec_from_file_location("bitagent_config", file)
-    if spec is None:
+    if not file.endswith(".py"):
         raise ValueError(f"a config file is a Python file, not {file!r}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_file(file)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{file} defines no get_config(arg)")
     return module.get_config(arg) if arg else module.get_config()

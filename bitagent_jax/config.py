@@ -198,7 +198,7 @@ def defaults() -> ConfigDict:
 LATER = (
     "explore.", "mllm.adapter_rank", "fusion.skip", "behavior.regression", "joint.relation", "joint.warmup",
     "joint.jbo_reaches_adapter", "optim.kind", "optim.refine", "optim.cooldown", "compute.data_share",
-    "fusion.skip_task", "reward.semantic",
+    "reward.semantic",
 )  # fmt: skip
 """How fields begin that runs of earlier versions lack; their defaults learn what those versions did."""
 
@@ -340,12 +340,14 @@ def read(path: Path) -> ConfigDict:
     What runs of earlier versions do not hold gets the defaults (``LATER``), or what they did (``EARLIER``).
 
     Raises:
-        ValueError: if the file holds a field this version does not know, or lacks one.
+        ValueError: if the file holds a field this version does not know, or a value of another kind, or lacks one.
     """
     try:
         stored = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} holds no settings but {str(stored)[:40]!r}")
     config = defaults()
     known = flatten(config)
     for key in stored:
@@ -355,7 +357,11 @@ def read(path: Path) -> ConfigDict:
     if missing := sorted(name for name in absent if not name.startswith(LATER)):
         raise ValueError(f"{path} lacks the config fields {', '.join(missing)}")
     config.update_from_flattened_dict(EARLIER)
-    config.update_from_flattened_dict({key: _tuples(value) for key, value in stored.items()})
+    for key, value in stored.items():
+        try:
+            config.update_from_flattened_dict({key: _tuples(value)})
+        except TypeError as error:
+            raise ValueError(f"config.{key} in {path} takes a value like {known[key]!r}, not {value!r}") from error
     if config.custom.factory:
         register.restore(config.body, config.custom.to_dict())
     return validate(config)

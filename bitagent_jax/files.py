@@ -1,9 +1,13 @@
-"""Writing files so that a reader, or the next start after a kill, finds all or nothing."""
+"""Files: written so that a reader, or the next start after a kill, finds all or nothing; and imported by path."""
 
+import importlib.util
 import os
+import re
 import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 
@@ -25,3 +29,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def import_file(path: str) -> ModuleType:
+    """Run a Python file as a module of a name made of its path.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: a file of another kind.
+    """
+    name = "bitagent_file_" + re.sub(r"\W", "_", path)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise ImportError(f"{path} is no Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -55,7 +55,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float = 15) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    target = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(temporary)]
+    target = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart", f"file:{temporary}"]
     try:  # called directly: imageio's own writer forks, which JAX's threads do not survive safely
         command = [get_ffmpeg_exe(), "-loglevel", "error", "-y", *source, *target]
         done = subprocess.run(command, input=even.tobytes(), capture_output=True, check=False)

@@ -6,7 +6,7 @@ Hardware: CPU; with the walker's cpu preset (the default) some minutes a variant
 checkpoint, of RUN or else of OUT/stage1, which is then trained first; a seed stands for another untrained actor and
 critic, other batches, other noise and other episodes, the same ones in every variant. Stopped at any moment, the same
 command continues. Expected: OUT/results.json, and the mean difference of normalised scores between ``gradient`` and
-each control, paired by seed, with a 95% bootstrap interval over seeds.
+each control, paired by seed, with a 95% interval (Student's t) over seeds.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from bitagent_jax.cli import parse_config
 from bitagent_jax.config import make_config
 from bitagent_jax.envs.tasks import get_body
 from bitagent_jax.evaluation import rollouts
-from bitagent_jax.evaluation.scores import Interval, interval
+from bitagent_jax.evaluation.scores import Interval, mean_interval
 from bitagent_jax.files import write_atomically
 from bitagent_jax.inference import load
 from bitagent_jax.mllm.encoder import load_encoder
@@ -104,7 +104,7 @@ def differences(results: Mapping[str, Mapping[str, Mapping[str, float]]], contro
     tasks = list(left[seeds[0]])
     pairs = np.array([[left[seed][task] - right[seed][task] for task in tasks] for seed in seeds])
     columns = dict(zip(tasks, pairs.T, strict=True)) | {"mean": pairs.mean(1)}
-    return {name: interval(values) for name, values in columns.items()}
+    return {name: mean_interval(values) for name, values in columns.items()}
 
 
 def report(results: Results) -> str:

@@ -153,6 +153,15 @@ def test_stored_fields_that_are_unknown_or_missing_are_named(tmp_path):
     path = tmp_path / "config.json"
     config_lib.save(make_config("walker", "debug"), path)
     stored = json.loads(path.read_text())
+    for value in ("x", 4.5):
+        path.write_text(json.dumps(stored | {"train.batch": value}))
+        with pytest.raises(
+            ValueError, match=f"config.train.batch in .*config.json takes a value like 64, not {value!r}"
+        ):
+            config_lib.read(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="config.json holds no settings but"):
+        config_lib.read(path)
     path.write_text(json.dumps(stored | {"fusion.kidn": "tamf"}))
     with pytest.raises(ValueError, match="'fusion.kidn'. Did you mean 'fusion.kind'"):
         config_lib.read(path)

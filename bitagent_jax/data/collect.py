@@ -160,8 +160,9 @@ def collect(
         episodes: how many there shall be; of the last round only those of the first environments may be needed.
         folder: where to. Episodes are named ``{start + number}-{task}-{rows}[-{tag}].ep``.
         seed: of the collection.
-        metas: of each environment, added to its episodes' task, body, slot, round, seed (of the round) and versions:
-            at least the ``policy``, and as ``label`` the sentence that they show, if any.
+        metas: of each environment, added to its episodes' task, body, look, slot, round, seed (of the round),
+            versions and whether they terminated: at least the ``policy``, and as ``label`` the sentence that they
+            show, if any.
         start: the number of the first episode.
         tag: tells the files of this collection from those of others in the folder; without one, all are its own.
         progress: show a bar after two seconds.
@@ -187,6 +188,7 @@ def collect(
             for slot, arrays in _attempts(pool, behave, index, seed_of_round, bar).items():
                 if first + slot in missing:
                     meta = _meta_of(pool, slot, index, seed_of_round) | dict(metas[slot])
+                    meta["terminated"] = bool(arrays["is_terminal"][-1])
                     name = f"{first + slot:06d}-{pool.tasks[slot]}-{len(arrays['reward'])}{_ending(tag)}"
                     write_episode(folder, arrays, meta, name)
     paths = numbered(folder, tag)
@@ -239,7 +241,9 @@ def _stack(rows: list[Timestep]) -> dict[str, np.ndarray]:
 def _meta_of(pool: EnvPool, slot: int, index: int, seed: int) -> dict[str, Any]:
     task = get_task(pool.tasks[slot])
     versions = {name: version(name) for name in ("dm_control", "mujoco")}
-    return dict(task=task.name, body=task.body, slot=slot, round=index, seed=seed, versions=versions)
+    return dict(
+        task=task.name, body=task.body, look=pool.look, slot=slot, round=index, seed=seed, versions=versions
+    )  # fmt: skip
 
 
 def _ending(tag: str) -> str:

@@ -38,12 +38,14 @@ def write_episode(folder: str | Path, arrays: Arrays, meta: Mapping[str, Any], n
         The path of the file.
 
     Raises:
-        ValueError: arrays that no reader would accept.
+        ValueError: arrays or a label that no reader would accept.
     """
     why = episode_problem(arrays)
     if why:
         raise ValueError(f"not an episode: {why}")
     meta = {"label": "", **meta}
+    if not isinstance(meta["label"], str):
+        raise ValueError(f"not an episode: its label is {meta['label']!r}, no sentence")
     if name is None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         name = f"{stamp}-{secrets.token_hex(4)}-{meta.get('task', 'episode')}-{len(arrays['reward'])}"

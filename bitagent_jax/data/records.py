@@ -106,8 +106,15 @@ def write_records(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[st
         path: is replaced; its folder is made if missing.
         arrays: name -> rows.
         meta: anything JSON holds.
+
+    Raises:
+        ValueError: more than ``MAX_BYTES``.
     """
-    rows = len(next(iter(arrays.values())))
+    rows, size = len(next(iter(arrays.values()))), sum(array.nbytes for array in arrays.values())
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"{path.name}: {rows} rows of {size} bytes are more than the {MAX_BYTES >> 30} GiB of one file"
+        )
     encoder = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
     chunks = [
         encoder.compress(b"".join(array[at : at + CHUNK].tobytes() for array in arrays.values()))

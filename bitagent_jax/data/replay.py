@@ -231,12 +231,17 @@ def load_folder(
     Raises:
         ValueError: no valid episode, or stale embeddings.
     """
-    paths, bare = list_episodes(folder) if paths is None else paths, 0
+    paths, bare, held = list_episodes(folder) if paths is None else paths, 0, replay.episodes
     episodes, corrupt = open_episodes(paths)
     for episode in episodes:
         cached = open_embedding(episode, fingerprint) if fingerprint else None
         bare += cached is None
         replay.add(episode, cached)
+    if (left := len(episodes) + held - replay.episodes) > 0:
+        _LOG.warning(
+            "%d of %d episodes are not drawn from, the first by name: they exceed config.data.capacity=%d rows",
+            left, len(episodes) + held, replay.capacity,
+        )  # fmt: skip
     if corrupt:
         _LOG.warning("skipped %d corrupt of %d episodes in %s", len(corrupt), len(paths), folder)
     if fingerprint and bare:

@@ -1,7 +1,7 @@
 """Any gymnasium environment with a picture, made to look like the bodies of the table."""
 
+import functools
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +11,9 @@ from PIL import Image
 
 from bitagent_jax.envs.stepping import checked_action, episode_seeds
 from bitagent_jax.envs.tasks import Body, Task
+from bitagent_jax.files import import_file
+
+_imported = functools.cache(import_file)
 
 
 class GymEnv(gymnasium.Env):
@@ -94,19 +97,12 @@ def load_factory(name: str) -> Callable[[str], gymnasium.Env]:
     """Import the function named ``module:function`` or ``file.py:function``; ValueError if it is not there."""
     source, _, function = name.rpartition(":")
     try:
-        module = _run_file(source) if source.endswith(".py") else importlib.import_module(source)
+        module = _imported(source) if source.endswith(".py") else importlib.import_module(source)
     except (FileNotFoundError, ModuleNotFoundError) as error:
         raise ValueError(f"cannot import the environment factory {name!r}: {error}") from error
     if not hasattr(module, function):
         raise ValueError(f"cannot import the environment factory {name!r}: {source} has no {function!r}")
     return getattr(module, function)
-
-
-def _run_file(path: str):
-    spec = importlib.util.spec_from_file_location("bitagent_custom_env", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _limits(env: gymnasium.Env, body: Body) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ class Timestep(NamedTuple):
     """One row of every environment: ``action`` led to ``image`` and ``reward``, and is zero where ``is_first``.
 
     ``is_first`` without ``is_last`` in the row before says that the episode until then was lost with its worker.
+    ``is_terminal`` is True where an episode ended by itself, not by its time.
 
     ``state`` is float32 [N, S], ``DmcEnv.measurements`` of the same row; [N, 0] of a pool made without states.
     """
@@ -36,6 +37,7 @@ class Timestep(NamedTuple):
     reward: np.ndarray
     is_first: np.ndarray
     is_last: np.ndarray
+    is_terminal: np.ndarray
     state: np.ndarray
 
 
@@ -69,7 +71,8 @@ class EnvPool:
             seed, size, action_repeat, look, render: as in ``dmc.make_env``.
             workers: processes; by default one a core, and never more than environments.
             state: whether rows hold state vectors.
-            timeout: seconds that a step or reset may take before a worker counts as hung; starting may take 180.
+            timeout: seconds that a step or reset of eight environments or fewer may take before their worker counts as
+                hung, of more in proportion; starting may take 180.
 
         Raises:
             ValueError: an impossible setting.
@@ -84,8 +87,9 @@ class EnvPool:
         if render and not body.factory:
             look = rendering.resolve_look(look, rendering.configure_gl())
         self.tasks, self.num_envs, self.action_dim = tuple(tasks), len(tasks), body.action_dim
+        self.look = "" if body.factory or not render else look
         self.episode_steps = body.control_steps // action_repeat
-        self._timeout, self._begun, self._render = timeout, False, render
+        self._begun, self._render = False, render
         self._seed, self._episodes = seed, [0] * self.num_envs
         shape = (self.num_envs, size if render else 0, body.action_dim, body.state_dim if state else 0)
         self._arrays = SharedArrays(step_spec(*shape))
@@ -94,7 +98,9 @@ class EnvPool:
         self._config = dict(env=env, shape=shape, fd=self._arrays.fd, **rows)
         self._workers: list[Worker] = []
         self._close = weakref.finalize(self, close_all, self._workers, self._arrays)
-        for slots in np.array_split(np.arange(self.num_envs), min(workers or usable_cores(), self.num_envs)):
+        shares = np.array_split(np.arange(self.num_envs), min(workers or usable_cores(), self.num_envs))
+        self._timeout = timeout * max(1, len(shares[0]) / 8)
+        for slots in shares:
             self._workers.append(self._start(slots.tolist()))
         self._started()
 

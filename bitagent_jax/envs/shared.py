@@ -49,6 +49,7 @@ def step_spec(num_envs: int, size: int, action_dim: int, state_dim: int) -> dict
         "reward": ((num_envs,), "float32"),
         "is_first": ((num_envs,), "bool"),
         "is_last": ((num_envs,), "bool"),
+        "is_terminal": ((num_envs,), "bool"),
         "state": ((num_envs, state_dim), "float32"),
     }
 
@@ -60,5 +61,5 @@ def _padded(size: int) -> int:
 def _new_block(size: int) -> int:
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(size)
+        os.posix_fallocate(file.fileno(), 0, size)  # a full folder is an error here, not a signal at the first write
         return os.dup(file.fileno())

@@ -38,7 +38,7 @@ class Worker:
             stdout=subprocess.PIPE,
             bufsize=0,
             pass_fds=(config["fd"],),
-            env=worker_environment(render),
+            env=worker_environment(render, own=bool(config["body"].factory)),
         )
         self._write(json.dumps({**config, "slots": slots}).encode() + b"\n")
 
@@ -53,8 +53,9 @@ class Worker:
             Lost: it died, or gave no answer within what the caller calls ``timeout`` seconds.
             RuntimeError: it failed with an exception, whose traceback the error holds.
         """
-        ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        poll = select.poll()  # unlike select.select, of any file descriptor
+        poll.register(self.process.stdout, select.POLLIN)
+        if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
             raise Lost(f"{self} gave no answer within {timeout:g} s")
         answer = self.process.stdout.read(1)
         if answer != b"k":
@@ -97,12 +98,15 @@ def close_all(workers: list[Worker], arrays: SharedArrays) -> None:
     arrays.close()
 
 
-def worker_environment(render: bool) -> dict[str, str]:
-    """Environment variables of a worker: this package importable, one thread, this process's OpenGL or none."""
+def worker_environment(render: bool, own: bool) -> dict[str, str]:
+    """Environment variables of a worker: this package importable, one thread, this process's OpenGL or none.
+
+    For environments of a user's ``own``, all is importable that is here.
+    """
     root = str(Path(__file__).resolve().parents[2])
-    inherited = os.environ.get("PYTHONPATH")
+    others = map(os.path.abspath, sys.path) if own else filter(None, [os.environ.get("PYTHONPATH")])
     changes = {
-        "PYTHONPATH": root + (os.pathsep + inherited if inherited else ""),
+        "PYTHONPATH": os.pathsep.join([root, *others]),
         "LP_NUM_THREADS": "0",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

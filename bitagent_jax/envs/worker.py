@@ -24,10 +24,13 @@ NO_SEED = -1
 def main() -> None:
     """Serve the pool on stdin and stdout until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    commands = os.fdopen(os.dup(0), "rb")
+    os.dup2(2, 1)  # what environments and their children write or read is not the pool's
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
     try:
-        _serve(sys.stdin.buffer, answers)
+        _serve(commands, answers)
     except BrokenPipeError:
         sys.exit(1)
     except Exception:
@@ -62,7 +65,7 @@ def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
 def _reset(slot: int, env, arrays: SharedArrays, seed: int | None) -> None:
     arrays["image"][slot], _ = env.reset(seed=seed)
     arrays["action"][slot], arrays["reward"][slot] = 0, 0
-    arrays["is_first"][slot], arrays["is_last"][slot] = True, False
+    arrays["is_first"][slot], arrays["is_last"][slot], arrays["is_terminal"][slot] = True, False, False
     _measure(slot, env, arrays)
 
 
@@ -70,6 +73,7 @@ def _step(slot: int, env, arrays: SharedArrays) -> None:
     image, reward, terminated, truncated, _ = env.step(arrays["action"][slot])
     arrays["image"][slot], arrays["reward"][slot] = image, reward
     arrays["is_first"][slot], arrays["is_last"][slot] = False, terminated or truncated
+    arrays["is_terminal"][slot] = terminated
     _measure(slot, env, arrays)
 
 

@@ -61,9 +61,9 @@ def agreement(score: np.ndarray, true: np.ndarray, top: float = TOP) -> Agreemen
         ``correlation``: Spearman's, -1 to 1. ``regret``: ``(max true - true of the trajectory with the largest
         score) / (max true - min true)``, 0 if the judge's favourite is the best and 1 if it is the worst.
         ``precision``: share of the k trajectories with the largest scores whose true reward is at least the k-th
-        largest; ``top`` is what chance gives. Trajectories of equal score take the mean of all orders of them. All
-        are NaN where all true rewards are equal, which nothing can be measured by; the correlation also where all
-        scores are.
+        largest; ``top`` is what chance gives where true rewards differ, more where they are equal. Trajectories of
+        equal score take the mean of all orders of them. All are NaN where all true rewards are equal, which nothing
+        can be measured by; the correlation also where all scores are.
 
     Raises:
         ValueError: for no trajectory, other shapes, or values that are not finite.

@@ -7,6 +7,7 @@ that of the semantics which the model decodes from these states.
 """
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from bitagent_jax.nn.distributions import mode_onehot
 from bitagent_jax.policy import Agent
 from bitagent_jax.training.run import RunFolder
 
+_LOG = logging.getLogger(__name__)
 RAW = "raw cosine"
 DECODED = "decoded cosine"
 STEPS = 16  # rows of a window without a run to say how far it imagines
@@ -85,7 +87,7 @@ def diagnose(
     prompts = _sentences(episodes, agent, folder)
     if not isinstance(judge, Precomputed):
         embed_folder(folder, judge)
-    found = judge_windows(episodes, judge, agent, prompts, windows)
+    found, prompts = _with_windows(judge_windows(episodes, judge, agent, prompts, windows), prompts)
     rows = agreement.rows(found, list(prompts))
     shown = agent.config.reward.similarity if agent else RAW
     text = _text(found, rows, shown, prompts)
@@ -148,6 +150,16 @@ def judge_windows(
     return Judged(*map(np.concatenate, columns), together)
 
 
+def _with_windows(found: Judged, prompts: dict[str, str]) -> tuple[Judged, dict[str, str]]:
+    """Leave out the sentences of tasks none of whose episodes has a window, and name them."""
+    present = set(found.task.tolist())
+    if bare := [task for task in prompts if task not in present]:
+        _LOG.warning("no episode of %s has a window that can be judged", ", ".join(bare))
+    kept = [number for number, task in enumerate(prompts) if task in present]
+    scores = {name: values[:, kept] for name, values in found.scores.items()}
+    return found._replace(scores=scores), {task: prompt for task, prompt in prompts.items() if task in present}
+
+
 def _require_embeddings(episodes: list[Records], encoder: Encoder) -> None:
     lacking = [one.path for one in without_embeddings(episodes, encoder.fingerprint, encoder.embed_dim)]
     if lacking:
@@ -206,7 +218,7 @@ def _text(found: Judged, rows: list[agreement.Row], shown: str, prompts: dict[st
     counts = ", ".join(f"{row.task} {row.count}" for row in rows if row.unit == "episode" and row.judge == RAW)
     parts = [
         f"agreement with the true reward over windows and over episodes ({counts}); precision by chance is "
-        f"{agreement.TOP}",
+        f"{agreement.TOP}, more where true rewards are equal",
         report.table(agreement.table(rows)),
         f"mean reward by {shown} of the windows of each policy, for the sentence of each task",
         report.table(agreement.policies(found, shown, list(prompts))),

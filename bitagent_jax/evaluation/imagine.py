@@ -69,7 +69,7 @@ def imagine(agent: Agent, prompt: Prompt, folder: str | Path, *, steps: int = 32
 def _stem(name: str) -> str:
     """Return a file name for a prompt; where that leaves something out, a hash tells it from others."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60]
-    whole = re.fullmatch(r"[A-Za-z0-9_ ]{1,60}", name)
+    whole = plain and plain.replace("_", " ") == name
     return plain if whole else f"{plain or 'prompt'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 

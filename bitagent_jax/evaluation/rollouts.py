@@ -7,7 +7,7 @@ import numpy as np
 
 from bitagent_jax.data.collect import RandomPolicy
 from bitagent_jax.envs.pool import EnvPool
-from bitagent_jax.envs.tasks import TASKS, get_task
+from bitagent_jax.envs.tasks import get_task, shared_body
 from bitagent_jax.evaluation import scores
 from bitagent_jax.mllm.prompts import Prompt, prompt_name
 from bitagent_jax.policy import Agent, AgentPolicy
@@ -56,8 +56,9 @@ def _run_once(pool: EnvPool, policy: Callable, desc: str) -> np.ndarray:
 
 def random_returns(tasks: Sequence[str], episodes: int, *, action_repeat: int, seed: int = 0) -> dict[str, list[float]]:
     """Return the random policy's episode returns; draws no pictures."""
+    policy = RandomPolicy(shared_body(tasks).action_dim, seed)  # of all episodes: none repeats another's actions
     return episode_returns(
-        lambda pool, slots: RandomPolicy(pool.action_dim, seed), tasks, episodes,
+        lambda pool, slots: policy, tasks, episodes,
         seed=seed, desc="random policy", render=False, action_repeat=action_repeat,
     )  # fmt: skip
 
@@ -107,8 +108,7 @@ def evaluate(agent: Agent, tasks: Sequence[str], episodes: int, *, prompt: Promp
     trained = agent_returns(agent, tasks, episodes, prompts=told, seed=seed)
     repeat = agent.config.env.action_repeat
     random = random_returns(tasks, episodes, action_repeat=repeat, seed=seed) if with_random else None
-    scales = {name: (TASKS[name].random_score, TASKS[name].expert_score) for name in tasks}
-    return scores.summary(trained, scales, {task: prompt_name(one) for task, one in told.items()}, random, seed)
+    return scores.summary(trained, {task: prompt_name(one) for task, one in told.items()}, random, seed)
 
 
 def write_scores(rows: list[scores.Row], path: Path) -> Path:

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
+
+from bitagent_jax.envs.tasks import normalised_score
 
 
 class Interval(NamedTuple):
-    """A statistic and the bounds of its 95% bootstrap interval."""
+    """A statistic and the bounds of its 95% interval, NaN where there is one value alone."""
 
     value: float
     low: float
@@ -30,17 +33,6 @@ class Row:
     random: float | None = None
 
 
-def normalise(returns: np.ndarray, random_score: float, expert_score: float) -> np.ndarray:
-    """Return ``(returns - random) / (expert - random)``: 0 is a random policy, 1 an expert; not clipped.
-
-    Raises:
-        ValueError: if the two scores are equal.
-    """
-    if expert_score == random_score:
-        raise ValueError(f"expert_score and random_score are both {random_score}: no scale")
-    return (np.asarray(returns, float) - random_score) / (expert_score - random_score)
-
-
 def iqm(values: np.ndarray) -> np.ndarray:
     """Return the interquartile mean over the last axis: the mean of the middle half, ``[..., n] -> [...]``.
 
@@ -54,33 +46,50 @@ def iqm(values: np.ndarray) -> np.ndarray:
     return ordered @ weight / weight.sum()
 
 
-def interval(
-    values: Sequence[np.ndarray] | np.ndarray, seed: int = 0, statistic: str = "mean", samples: int = 5000
-) -> Interval:
-    """Return a statistic with its 95% stratified bootstrap percentile interval.
+def mean_interval(values: Sequence[np.ndarray] | np.ndarray) -> Interval:
+    """Return the mean with its 95% interval by Student's t, which holds for a few values too.
 
     Args:
-        values: the normalised scores, ``[n]`` of one task or a list of such arrays, one a task (a stratum):
-            each stratum is resampled by itself with replacement, then all are pooled (Agarwal et al., 2021).
-        seed: of the resampling; the same seed gives the same interval.
-        statistic: ``"mean"`` or ``"iqm"``.
+        values: the normalised scores, ``[n]`` of one task or a list of such arrays, one a task (a stratum), which are
+            pooled: the interval is that of their scatter within the tasks (degrees of freedom by Welch and
+            Satterthwaite).
 
     Raises:
-        ValueError: if there is no value, or the statistic is unknown.
+        ValueError: if there is no value.
     """
-    if statistic not in _STATISTICS:
-        raise ValueError(f"unknown statistic {statistic!r}; allowed: {', '.join(_STATISTICS)}")
     strata = _as_strata(values)
-    compute = _STATISTICS[statistic]
+    pooled = np.concatenate(strata)
+    if min(map(len, strata)) < 2:
+        return Interval(float(pooled.mean()), np.nan, np.nan)
+    parts = np.array([len(one) * one.var(ddof=1) for one in strata]) / len(pooled) ** 2
+    half = 0.0
+    if parts.any():
+        freedom = parts.sum() ** 2 / np.sum(parts**2 / [len(one) - 1 for one in strata])
+        half = float(stats.t.ppf(0.975, freedom) * np.sqrt(parts.sum()))
+    return Interval(float(pooled.mean()), float(pooled.mean()) - half, float(pooled.mean()) + half)
+
+
+def iqm_interval(values: Sequence[np.ndarray] | np.ndarray, seed: int = 0, samples: int = 5000) -> Interval:
+    """Return the interquartile mean with its 95% stratified bootstrap percentile interval (Agarwal et al., 2021).
+
+    Of few values (below twenty or so) it is too narrow.
+
+    Args:
+        values: as of :func:`mean_interval`; each stratum is resampled by itself with replacement, then all are pooled.
+        seed: of the resampling; the same seed gives the same interval.
+
+    Raises:
+        ValueError: if there is no value.
+    """
+    strata = _as_strata(values)
     rng = np.random.default_rng(seed)
     draws = [stratum[rng.integers(len(stratum), size=(samples, len(stratum)))] for stratum in strata]
-    low, high = np.percentile(compute(np.concatenate(draws, axis=-1)), [2.5, 97.5])
-    return Interval(float(compute(np.concatenate(strata))), float(low), float(high))
+    low, high = np.percentile(iqm(np.concatenate(draws, axis=-1)), [2.5, 97.5])
+    return Interval(float(iqm(np.concatenate(strata))), float(low), float(high))
 
 
 def summary(
     returns: Mapping[str, Sequence[float]],
-    scales: Mapping[str, tuple[float, float]],
     prompts: Mapping[str, str] | None = None,
     random: Mapping[str, Sequence[float]] | None = None,
     seed: int = 0,
@@ -88,13 +97,12 @@ def summary(
     """Summarise episodes by task; the last row, ``"all"``, pools them (left out for a single task).
 
     Args:
-        returns: task -> the return of each episode.
-        scales: task -> ``(random_score, expert_score)``.
+        returns: task of the table -> the return of each episode.
         prompts: task -> the sentence the policy was given.
         random: task -> returns of a random policy, shown as another column.
         seed: of the bootstrap.
     """
-    scored = {task: normalise(np.array(values), *scales[task]) for task, values in returns.items()}
+    scored = {task: normalised_score(task, values) for task, values in returns.items()}
     rows = [
         _row(task, (prompts or {}).get(task, ""), returns[task], [scored[task]], (random or {}).get(task), seed)
         for task in returns
@@ -136,15 +144,16 @@ def _row(task, prompt, returns, strata, random, seed) -> Row:
         episodes=len(returns),
         returns=tuple(float(value) for value in returns),
         mean_return=float(np.mean(returns)),
-        normalised=interval(strata, seed, "mean"),
-        iqm=interval(strata, seed, "iqm"),
+        normalised=mean_interval(strata),
+        iqm=iqm_interval(strata, seed),
         random=float(np.mean(random)) if random is not None else None,
     )
 
 
 def _cells(row: Row, with_random: bool) -> list[str]:
     random = ["-" if row.random is None else f"{row.random:.1f}"] if with_random else []
-    bounds = f"[{row.normalised.low:.3f}, {row.normalised.high:.3f}]"
+    known = np.isfinite(row.normalised.low)
+    bounds = f"[{row.normalised.low:.3f}, {row.normalised.high:.3f}]" if known else "-"
     return [
         row.task,
         row.prompt,
@@ -157,7 +166,11 @@ def _cells(row: Row, with_random: bool) -> list[str]:
 
 
 def _plain(row: Row) -> dict:
-    return asdict(row) | {"normalised": row.normalised._asdict(), "iqm": row.iqm._asdict()}
+    return asdict(row) | {name: _finite(getattr(row, name)) for name in ("normalised", "iqm")}
+
+
+def _finite(interval: Interval) -> dict[str, float | None]:
+    return {name: value if np.isfinite(value) else None for name, value in interval._asdict().items()}
 
 
 def _as_strata(values: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
@@ -166,6 +179,3 @@ def _as_strata(values: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
     if not strata or any(not len(stratum) for stratum in strata):
         raise ValueError("an interval needs at least one value in each stratum")
     return strata
-
-
-_STATISTICS = {"mean": lambda values: values.mean(-1), "iqm": iqm}

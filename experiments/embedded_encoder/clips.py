@@ -187,7 +187,9 @@ class Studio:
         while True:
             state = [np.ravel(value) for value in self.env.task.get_observation(self.physics).values()]
             state = np.concatenate(state, dtype=np.float32)[None]
-            row = Timestep(none, blank, none, is_first=np.array([self.age == 0]), is_last=none, state=state)
+            row = Timestep(
+                none, blank, none, is_first=np.array([self.age == 0]), is_last=none, is_terminal=none, state=state
+            )
             yield (self.low + self.high) / 2 + (self.high - self.low) / 2 * self.policy(row)[0]
 
     def _restart(self):

@@ -40,6 +40,7 @@ def test_collected_episodes_replay_in_the_simulator(pool, tmp_path):
         arrays, meta = read_episode(path)
         assert meta["label"] == "ab"[slot] and meta["policy"] == "random"
         assert (meta["slot"], meta["round"], meta["seed"]) == (slot, index, round_seed(4, index))
+        assert meta["terminated"] is False and meta["look"] == pool.look in ("fast", "stock")
         assert meta["body"] == "cheetah" and meta["versions"].keys() == {"dm_control", "mujoco"}
         assert arrays["is_first"].tolist() == [True] + [False] * 10
         assert arrays["is_last"].tolist() == [False] * 10 + [True]
@@ -135,7 +136,7 @@ def test_random_actions_fill_the_range():
 def states(values) -> Timestep:
     """Rows of which only actions and states, of one number each, are filled in."""
     column = np.float32(values)[:, None]
-    return Timestep(None, np.zeros_like(column), None, None, None, state=column)
+    return Timestep(None, np.zeros_like(column), None, None, None, None, state=column)
 
 
 def test_zoo_policy_lets_each_environments_actor_act():
@@ -180,7 +181,7 @@ def test_noise_comes_in_spells_where_policies_are_calm_between():
 
 
 def test_without_an_actor_an_environment_acts_at_random_and_needs_no_state():
-    rows = Timestep(None, np.zeros((500, 6), np.float32), None, None, None, state=np.zeros((500, 0), np.float32))
+    rows = Timestep(None, np.zeros((500, 6), np.float32), None, None, None, None, state=np.zeros((500, 0), np.float32))
     actions = ZooPolicy([None] * 500)(rows)
     assert actions.shape == (500, 6) and actions.dtype == np.float32
     assert -1 <= actions.min() < -0.99 and 0.99 < actions.max() <= 1 and abs(actions.mean()) < 0.05

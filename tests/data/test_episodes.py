@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bitagent_jax.data import episodes as module
+from bitagent_jax.data import records
 from bitagent_jax.data.episodes import list_episodes, open_episodes, read_episode, write_episode
 from bitagent_jax.data.records import CorruptFile, write_records
 
@@ -97,6 +98,15 @@ def test_wrong_arrays_are_refused_by_writer_and_reader(tmp_path, make_arrays, wh
     with pytest.raises(CorruptFile, match="bad.ep") as caught:
         read_episode(path)
     assert caught.value.path == path and caught.value.why
+
+
+def test_what_no_reader_would_take_is_not_written(tmp_path, make_arrays, monkeypatch):
+    with pytest.raises(ValueError, match="its label is None, no sentence"):
+        write_episode(tmp_path, make_arrays(), {"label": None})
+    monkeypatch.setattr(records, "MAX_BYTES", 100)
+    with pytest.raises(ValueError, match="rows of .* bytes are more than"):
+        write_episode(tmp_path, make_arrays(), {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("meta", [{}, {"label": 3}])

@@ -223,6 +223,15 @@ def test_a_folder_is_loaded_in_order_without_its_corrupt_files(tmp_path, make_ar
     assert fewer.labels == {"task 0"}
 
 
+def test_rows_beyond_the_capacity_are_named(tmp_path, make_arrays, caplog):
+    for number in range(4):
+        write_episode(tmp_path, make_arrays(8, number), {}, name=f"{number}")
+    replay = Replay(20)
+    load_folder(tmp_path, replay)
+    assert replay.episodes == 2
+    assert "2 of 4 episodes are not drawn from, the first by name: they exceed config.data.capacity=20" in caplog.text
+
+
 def test_a_folder_without_a_valid_episode_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no valid episode in .*: 0 files, 0 corrupt"):
         load_folder(tmp_path, Replay(10))

@@ -68,7 +68,7 @@ def test_rows_are_fresh_and_typed(pool):
     np.testing.assert_array_equal(first.image, kept)
     assert not np.array_equal(first.image, second.image)
     kinds = [array.dtype.name for array in second]
-    assert kinds == ["uint8", "float32", "float32", "bool", "bool", "float32"]
+    assert kinds == ["uint8", "float32", "float32", "bool", "bool", "bool", "float32"]
     assert (pool.num_envs, pool.action_dim, second.image.shape) == (3, 6, (3, 64, 64, 3))
     again = pool.reset(seed=1)
     np.testing.assert_array_equal(again.image, kept)

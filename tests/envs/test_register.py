@@ -11,7 +11,9 @@ from gymnasium.utils.env_checker import check_env
 
 import bitagent_jax
 from bitagent_jax import config as config_lib
+from bitagent_jax.cli import parse_config
 from bitagent_jax.envs import register, rendering
+from bitagent_jax.envs.adapter import load_factory
 from bitagent_jax.envs.dmc import make_env
 from bitagent_jax.envs.pool import EnvPool
 from bitagent_jax.envs.tasks import BODIES, TASKS, get_body
@@ -89,6 +91,7 @@ def test_a_pool_equals_single_environments(dot):
         np.testing.assert_array_equal(row.image, wanted)
     assert rows[1].reward.tolist() == [step[1] for step in steps] == [10, 20, 20]
     assert [row.is_last[0] for row in rows] == [False] * 10 + [True, False] and rows[11].is_first.all()
+    assert not rows[10].is_terminal.any()  # its time was over
 
 
 def test_a_mujoco_environment_of_gymnasium_goes_through_the_pool():
@@ -109,7 +112,9 @@ def test_a_mujoco_environment_of_gymnasium_goes_through_the_pool():
             row = pool.step(np.ones((2, 1)))
             if row.is_last[1]:
                 break
-        assert row.is_last[1] and pool.step(np.ones((2, 1))).is_first[1]
+        assert row.is_last[1] and row.is_terminal[1]
+        row = pool.step(np.ones((2, 1)))
+        assert row.is_first[1] and not row.is_terminal[1]
     env.close()
 
 
@@ -156,8 +161,6 @@ def get_config(arg="cpu"):
 
 
 def test_a_users_own_config_file_registers_and_its_functions_are_found_by_path(tmp_path):
-    from bitagent_jax.cli import parse_config
-
     file = tmp_path / "mine.py"
     file.write_text(USER_FILE)
     config = parse_config([f"--config={file}:debug"])
@@ -165,6 +168,51 @@ def test_a_users_own_config_file_registers_and_its_functions_are_found_by_path(t
     assert config.custom.factory == f"{file}:make"
     with pytest.raises(NotImplementedError):
         make_env("mine_go")
+
+
+BESIDE = """
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+
+from beside import WIDTH
+from own_envs import Dot
+
+print("what an environment's file prints", flush=True)
+RUNS = []
+
+
+@dataclasses.dataclass
+class Wide:
+    width: int = WIDTH
+
+
+def make(goal):
+    RUNS.append(goal)
+    assert subprocess.run(["cat"], stdout=subprocess.PIPE).stdout == b""  # a child that reads what it inherits
+    assert len(RUNS) == 1 or Wide().width == 3
+    return Dot("seen")
+
+
+def get_config(arg):
+    raise NotImplementedError
+"""
+
+
+def test_a_users_file_may_import_others_print_and_start_processes_that_read(tmp_path, monkeypatch):
+    (tmp_path / "beside.py").write_text("WIDTH = 3")
+    (tmp_path / "whole.py").write_text(BESIDE)
+    for folder in (tmp_path, Path(OWN).parent):
+        monkeypatch.syspath_prepend(folder)
+    scale = {"go": ("go", 0, 1)}
+    register.register_env("whole", f"{tmp_path / 'whole.py'}:make", action_dim=2, control_steps=20, tasks=scale)
+    assert load_factory(get_body("whole").factory) is load_factory(get_body("whole").factory)
+    with EnvPool(["whole_go"] * 2, workers=1, timeout=5) as pool:
+        pool.reset()
+        assert pool.step(np.zeros((2, 2))).reward.tolist() == [10, 10]
+    with pytest.raises(NotImplementedError):
+        parse_config([f"--config={tmp_path / 'whole.py'}:x"])
 
 
 def test_registering_again_changes_nothing_and_another_thing_is_refused(dot):

@@ -35,6 +35,8 @@ def test_a_sentence_without_letters_still_has_a_file_name(agent, tmp_path, monke
     assert module.imagine(agent, "走れ", tmp_path, steps=2)["sheet"].name.startswith("prompt-")
     names = [module._stem(name) for name in ("走れ", "走", "walk!", "walk?", "walk", "w" * 61)]
     assert len(set(names)) == 6 and names[4] == "walk"
+    alike = [module._stem(name) for name in ("lunge pose", "lunge_pose", "Lunge pose", "lunge  pose", "_", "__")]
+    assert len(set(alike)) == 6 and alike[0] == "lunge_pose" and all(alike)
 
 
 def test_the_last_frame_stays_where_an_episode_ends_early(agent):

@@ -47,7 +47,9 @@ def test_an_episode_lost_with_its_worker_does_not_count():
 
         def step(self, actions):
             reward, first, last = next(self.rows)
-            return Timestep(None, None, np.float32([reward]), np.array([first], bool), np.array([last], bool), None)
+            return Timestep(
+                None, None, np.float32([reward]), np.array([first], bool), np.array([last], bool), None, None
+            )
 
     assert rollouts._run_once(Pool(), lambda timestep: None, "").tolist() == [12]
 
