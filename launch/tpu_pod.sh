@@ -23,7 +23,7 @@ run "${gcloud[@]}" scp "$archive" "$TPU": "${where[@]}"
 
 # Detached, so that a lost connection does not end it; each worker's output is in bitagent.log there.
 remote="set -e; mkdir -p bitagent_jax; tar -xzf bitagent_jax.tar.gz -C bitagent_jax; cd bitagent_jax;"
-remote+=" export PIP='jax[tpu]' BITAGENT_DISTRIBUTED=1; source launch/setup.sh; make_venv; check_opengl;"
+remote+=" export PIP='jax[tpu]' BITAGENT_DISTRIBUTED=1; source launch/setup.sh; make_venv; check_opengl || true;"
 remote+=" nohup python -m bitagent_jax train $(printf '%q ' "$@")>>../bitagent.log 2>&1 </dev/null &"
 remote+=" echo \$! >../bitagent.pid; sleep 20; tail -n 5 ../bitagent.log; kill -0 \$!"
 run "${gcloud[@]}" ssh "$TPU" "${where[@]}" --command="$remote"

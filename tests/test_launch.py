@@ -19,7 +19,7 @@ TRAIN = ["python", "-m", "bitagent_jax", "train", *RUN]
 
 def dry(script, *args, code=0, **variables):
     """Run a script with DRY_RUN=1 from another folder; returns the commands that it printed, split into words."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PROCESSES"))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PROCESSES", "CUDA"))}
     result = subprocess.run(
         ["bash", str(LAUNCH / script), *args], cwd="/", env=clean | {"DRY_RUN": "1"} | variables,
         capture_output=True, text=True, timeout=60,
@@ -50,6 +50,8 @@ def test_one_process_and_several_on_this_machine():
     commands = sorted(dry("local.sh", *RUN, PROCESSES="3"))  # printed by three at once
     each = [["exec", "env", f"JAX_PROCESS_ID={i}", f"CUDA_VISIBLE_DEVICES={i}", *TRAIN] for i in range(3)]
     assert commands == each
+    two = dry("local.sh", *RUN, PROCESSES="2", CUDA_VISIBLE_DEVICES="4,6")
+    assert sorted(command[3] for command in two) == ["CUDA_VISIBLE_DEVICES=4", "CUDA_VISIBLE_DEVICES=6"]
 
 
 def test_slurm_starts_one_process_a_task_and_queues_the_job_again():

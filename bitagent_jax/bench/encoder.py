@@ -46,6 +46,7 @@ def bench(name: str, weights: str = "", *, size: int = 64, repeats: int = 5, row
     table = [_row(kind, count, unit, first[kind], times[kind]) for kind, (count, unit, _) in kinds.items()]
     device = jax.devices()[0]
     told = dict(encoder=name, weights=weights, frames=encoder.num_frames, width=encoder.embed_dim, size=size)
+    told["peak memory (GiB)"] = program.peak_memory() / program.GIB
     told |= dict(repeats=repeats, device=device.device_kind, platform=device.platform)
     return measure.show("encoder", table, told | report.facts(("bitagent_jax", "jax", "jaxlib", "flax", "numpy")))
 
@@ -65,5 +66,4 @@ def _row(kind: str, count: int, unit: str, first: float, times: list[float]) -> 
         "min": min(times) * 1e3,
         "max": max(times) * 1e3,
         "a second": count / median(times),
-        "peak memory (GiB)": program.peak_memory() / program.GIB,
     }

@@ -38,6 +38,7 @@ def programs(
         peak = program.matmul_peak(makers[0][0].compute.dtype)
         told |= {"matmul peak (GFLOP/s)": peak / 1e9, "repeats": repeats}
         times = program.time_steps([compiled for _, compiled in done], repeats)
+        told["peak memory (GiB)"] = program.peak_memory() / program.GIB
         rows = [
             program.measured_row(row, seconds, compiled.program.frames, peak)
             for row, seconds, (_, compiled) in zip(rows, times, done, strict=True)

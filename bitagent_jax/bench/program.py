@@ -24,7 +24,7 @@ from bitagent_jax.training import sharding
 NAMED = ("body", "train.batch", "train.length", "compute.dtype", "compute.fsdp")
 EMBED = 512  # width assumed of an encoder whose weights are not at hand
 GIB = 2**30
-MEASURED = "step (ms)", "min", "max", "in a row (ms)", "frames/s", "GFLOP/s", "of peak", "peak memory (GiB)"
+MEASURED = "step (ms)", "min", "max", "in a row (ms)", "frames/s", "GFLOP/s", "of peak"
 
 
 class Program(NamedTuple):
@@ -197,7 +197,7 @@ def measured_row(row: dict[str, Any], times: tuple[list[float], float], frames: 
     return row | {
         "step (ms)": median(single) * 1e3, "min": min(single) * 1e3, "max": max(single) * 1e3,
         "in a row (ms)": step * 1e3, "frames/s": frames / step,
-        "GFLOP/s": rate / 1e9, "of peak": rate / (peak * row["devices"]), "peak memory (GiB)": peak_memory() / GIB,
+        "GFLOP/s": rate / 1e9, "of peak": rate / (peak * row["devices"]),
     }  # fmt: skip
 
 

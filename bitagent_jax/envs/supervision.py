@@ -98,7 +98,7 @@ def close_all(workers: list[Worker], arrays: SharedArrays) -> None:
     arrays.close()
 
 
-def worker_environment(render: bool, own: bool) -> dict[str, str]:
+def worker_environment(render: bool, own: bool = False) -> dict[str, str]:
     """Environment variables of a worker: this package importable, one thread, this process's OpenGL or none.
 
     For environments of a user's ``own``, all is importable that is here.

@@ -7,9 +7,10 @@ It needs the extra ``[torch]``. What it can do:
 - a picture model's clip is the mean of its frames, as of ``clip``; video models need torchvision too.
 
 What it cannot: models whose embedding is a token of a language model (Qwen3-VL-Embedding, EmbeddingGemma), models
-whose text depends on the video (X-CLIP), code that a repository brings along, pickled weights. It does not shard,
-shares no work between overlapping windows of a video model, and runs on torch's device beside JAX, whose memory it
-does not see.
+whose text depends on the video (X-CLIP), code that a repository brings along, pickled weights. Sentences go to the
+folder's tokenizer as they are: SigLIP 2 wants them in lower case (``siglip2`` sees to that). It does not shard, shares
+no work between overlapping windows of a video model, and runs on torch's device beside JAX, whose memory it does not
+see.
 """
 
 import hashlib

@@ -22,6 +22,7 @@ from bitagent_jax.mllm.tables import Rule, linear, norm
 from bitagent_jax.mllm.towers import unit
 
 EXAMPLES = ("OpenGVLab/InternVideo2-Stage2_1B-224p-f4",)
+TOKENIZER = "hf download google-bert/bert-large-uncased vocab.txt --local-dir {folder}"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -207,10 +208,11 @@ def load(weights: str, sizes: Sizes | None = None) -> FrozenEncoder:
 
     sizes = sizes or Sizes()
     source = locate("internvideo2", weights, EXAMPLES, ("*.safetensors",))
+    words = tokens.load_tokenizer(source, BertTokenizer, TOKENIZER)
     graph, template = tables.template(lambda rngs: InternVideo2(sizes, rngs=rngs))
     return FrozenEncoder(
         "internvideo2", graph, tables.fill(table(sizes), source.arrays(), template, source, default_dtype()),
-        tokenize=tokenizer(tokens.load_tokenizer(source, BertTokenizer), sizes.words),
+        tokenize=tokenizer(words, sizes.words),
         pixels=Pixels((sizes.image, sizes.image), "bilinear", MEAN, STD, whole=False),
         embed_dim=sizes.embed, num_frames=sizes.frames, digest=source.digest(), batch=8,
     )  # fmt: skip

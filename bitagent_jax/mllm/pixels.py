@@ -93,6 +93,12 @@ def from_config(config: Mapping[str, Any], side: int, **defaults: Any) -> Pixels
     fields: dict[str, Any] = defaults | {"size": (side, side)}
     if size is not None and _size(size) != (side, side):
         raise ValueError(f"preprocessor_config.json makes pictures of {_size(size)}, but the model's are {side} a side")
+    whole = config.get("size")
+    if config.get("do_center_crop") and config.get("do_resize", True) and whole and _size(whole) != (side, side):
+        raise ValueError(
+            f"preprocessor_config.json cuts {side} a side out of pictures resized to {_size(whole)}: only pictures "
+            f"resized to {side} are supported"
+        )
     if "do_center_crop" in config:
         fields["crop"] = bool(config["do_center_crop"])
     if config.get("resample") is not None:

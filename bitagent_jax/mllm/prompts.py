@@ -15,6 +15,7 @@ return an embedding of a video from a noisy one, so it should move one without n
 
 import difflib
 import hashlib
+import os
 import re
 import zipfile
 from collections.abc import Hashable, Sequence
@@ -96,12 +97,12 @@ def _file(text: str) -> Path | None:
     """Return the file that a part of a prompt names; None if it is a sentence."""
     path, ending = Path(text), Path(text).suffix.lower()
     if ending in FILES:
-        if path.is_file():
+        if os.path.isfile(path):  # unlike Path.is_file, no error for a text too long to be a name
             return path
         beside = [file.name for file in path.parent.glob("*") if file.suffix.lower() in FILES]
         near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
         raise ValueError(f"no file {text!r} for a prompt." + (f" Did you mean {near[0]!r}?" if near else ""))
-    if path.is_file() or re.fullmatch(r"\S+\.[A-Za-z]\w{1,4}", text):
+    if os.path.isfile(path) or re.fullmatch(r"\S+\.[A-Za-z]\w{1,4}", text):
         raise unknown(f"kind of file of the prompt {text!r}:", ending, FILES)
     return None
 

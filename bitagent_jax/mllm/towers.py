@@ -35,13 +35,18 @@ _SHIFTS = _BANDS * sum(2 * reach + 1 for reach in _REACH)
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Scale the last axis to unit norm."""
+    """Scale the last axis to unit norm, in float32."""
+    x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
 
 
 def patchify(images: jax.Array, size: int) -> jax.Array:
-    """Cut [..., H, W, C] into non-overlapping squares: [..., (H/size) * (W/size), size * size * C]."""
+    """Cut [..., H, W, C] into non-overlapping squares: [..., (H//size) * (W//size), size * size * C].
+
+    What is left at the right and at the bottom is left out, as by a convolution without padding.
+    """
     *lead, height, width, channels = images.shape
+    images = images[..., : height // size * size, : width // size * size, :]
     x = images.reshape(*lead, height // size, size, width // size, size, channels)
     x = jnp.moveaxis(x, -3, -4)
     return x.reshape(*lead, (height // size) * (width // size), size * size * channels)

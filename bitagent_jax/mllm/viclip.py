@@ -21,6 +21,10 @@ from bitagent_jax.mllm.tables import Rule, norm
 from bitagent_jax.mllm.towers import unit
 
 EXAMPLES = ("OpenGVLab/ViCLIP-L-14-hf",)
+TOKENIZER = (
+    "hf download openai/clip-vit-large-patch14 tokenizer.json tokenizer_config.json vocab.json merges.txt "
+    "--local-dir {folder}"
+)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEAD = 64  # channels of an attention head, in both towers and all sizes
 
@@ -158,6 +162,7 @@ def load(weights: str, head: int = HEAD) -> FrozenEncoder:
     from transformers import CLIPTokenizer
 
     source = locate("viclip", weights, EXAMPLES)
+    words = tokens.load_tokenizer(source, CLIPTokenizer, TOKENIZER)
     arrays = dict(source.arrays())
     try:
         sizes = sizes_of_arrays(arrays, head)
@@ -166,7 +171,7 @@ def load(weights: str, head: int = HEAD) -> FrozenEncoder:
     graph, template = tables.template(lambda rngs: ViClip(sizes, rngs=rngs))
     return FrozenEncoder(
         "viclip", graph, tables.fill(TABLE, arrays.items(), template, source, default_dtype()),
-        tokenize=tokens.padded(tokens.load_tokenizer(source, CLIPTokenizer), sizes.length),
+        tokenize=tokens.padded(words, sizes.length),
         pixels=Pixels((sizes.image, sizes.image), "bilinear", MEAN, STD, whole=False),
         embed_dim=sizes.embed, num_frames=sizes.frames, digest=source.digest(), batch=8,
     )  # fmt: skip

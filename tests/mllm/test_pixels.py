@@ -37,6 +37,8 @@ def test_a_preprocessor_file_overrides_the_defaults():
 def test_what_a_preprocessor_file_cannot_ask_for():
     with pytest.raises(ValueError, match=r"makes pictures of \(384, 384\), but the model's are 224 a side"):
         pixels.from_config({"size": 384}, 224)
+    with pytest.raises(ValueError, match=r"cuts 224 a side out of pictures resized to \(256, 256\)"):
+        pixels.from_config({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224}, 224)
     with pytest.raises(ValueError, match="resample=0 is none of"):
         pixels.from_config({"resample": 0}, 224)
     with pytest.raises(ValueError, match="unknown resampling filter 'cubic'. Did you mean 'bicubic'"):

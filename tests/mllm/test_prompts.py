@@ -83,6 +83,13 @@ def test_sentences_with_dots_and_bars_are_sentences(encoder, prompt):
     np.testing.assert_array_equal(embed_prompt(encoder, prompt), encoder.embed_text([prompt])[0])
 
 
+def test_a_paragraph_is_a_sentence_too():
+    paragraph = "walk forward slowly and with care, " * 20  # longer than the name of a file may be
+    check_prompt(paragraph)
+    with pytest.raises(ValueError, match="no file"):
+        check_prompt(paragraph + ".mp4")
+
+
 @pytest.mark.parametrize(
     "prompt, message",
     [

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, SiglipConfig
 
 from bitagent_jax.mllm import siglip
 from bitagent_jax.mllm.encoder import load_encoder
+from bitagent_jax.mllm.tokens import padded
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
 TOKENIZERS = {"siglip": parity.sentencepiece_model, "siglip2": parity.siglip2_tokenizer}
@@ -17,7 +18,7 @@ TOKENIZERS = {"siglip": parity.sentencepiece_model, "siglip2": parity.siglip2_to
 
 def config(vocabulary):
     text = SMALL | dict(vocab_size=vocabulary, max_position_embeddings=64)
-    return SiglipConfig(vision_config=SMALL | dict(image_size=32, patch_size=8), text_config=text)
+    return SiglipConfig(vision_config=SMALL | dict(image_size=36, patch_size=8), text_config=text)
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -30,7 +31,7 @@ def folder(request, tmp_path_factory):
     folder.mkdir()
     model = parity.randomize(SiglipModel(config(TOKENIZERS[request.param](folder))))
     model.save_pretrained(folder)
-    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 36, "width": 36}).save_pretrained(folder)
     return folder
 
 
@@ -53,18 +54,18 @@ def pictures(folder, frames):
 
 
 def tokens(folder):
-    """Tokenize the prompts as the reference's processor does."""
+    """Tokenize the prompts as the reference's processor does, of a folder that fills up at the end."""
     sentences = parity.prompts()
     if folder.name == "siglip2":
         sentences = [sentence.lower() for sentence in sentences]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
     return tokenizer(sentences, padding="max_length", truncation=True, max_length=64, return_tensors="np")["input_ids"]
 
 
 def test_every_layer_of_both_towers(reference):
     torch = parity.torch()
     ours = parity.ported(siglip.TABLE, lambda rngs: siglip.Siglip(reference.config, rngs=rngs), reference)
-    pixels = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(size=(3, 36, 36, 3)).astype(np.float32)
     ids = np.random.default_rng(0).integers(0, 200, (5, 64))
     with torch.no_grad():
         seen = reference.vision_model(torch.tensor(pixels).permute(0, 3, 1, 2), output_hidden_states=True)
@@ -89,6 +90,12 @@ def test_tokens_equal_the_tokenizers(folder, encoder):
     ids, _ = encoder.tokenize(parity.prompts())
     assert np.array_equal(ids, tokens(folder))
     assert len({tuple(row) for row in ids}) > len(parity.prompts()) - 3
+
+
+def test_sentences_are_filled_up_at_the_end_whatever_the_folder_says(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    ids, mask = padded(tokenizer, 64, str.lower)(["walk fast"])
+    assert mask[0, :2].all() and not mask[0, -1] and ids[0, -1] == tokenizer.pad_token_id
 
 
 def test_the_encoder_equals_the_reference(folder, encoder, reference):

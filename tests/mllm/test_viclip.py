@@ -1,5 +1,7 @@
 """ViCLIP against torch layers of its architecture with random weights."""
 
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import parity
@@ -116,6 +118,7 @@ def test_the_encoder_equals_the_reference(encoder, reference):
 
 
 def test_weights_of_another_model_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     save_file({"x": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="do not fit the model: no tensor 'vision_encoder.conv1.weight'"):
         load_encoder("viclip", str(tmp_path))
