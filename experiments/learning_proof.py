@@ -17,7 +17,7 @@ labels:
 
 Expected: ``learning_proof.json`` (one entry a run: scores of each episode of the final policy, and of fewer episodes
 along the way, imagined rewards, minutes) and ``learning_proof.png`` in ``experiments/results``, and a table.  An
-interval is 1.96 standard errors of the mean over seeds, or, of a single seed, over its episodes.
+interval is that of the mean over seeds at 95 % (Student's t), or, of a single seed, over its episodes.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from bitagent_jax.config import flatten, make_config
 from bitagent_jax.envs.tasks import TASKS, normalised_score, tasks_of
 from bitagent_jax.evaluation import rollouts
 from bitagent_jax.evaluation.gather import gather
+from bitagent_jax.evaluation.scores import mean_interval
 from bitagent_jax.files import write_atomically
 from bitagent_jax.inference import load
 from bitagent_jax.mllm.embedded import CARD
@@ -158,7 +159,8 @@ def interval(values: Iterable[list[float]]) -> tuple[float, float]:
     """Return mean and half width over seeds of the episodes' means; of a single seed, over its episodes."""
     per_seed = [list(episodes) for episodes in values]
     points = [np.mean(episodes) for episodes in per_seed] if len(per_seed) > 1 else per_seed[0]
-    return float(np.mean(points)), float(1.96 * np.std(points, ddof=1) / np.sqrt(len(points)))
+    found = mean_interval(points)
+    return found.value, found.high - found.value
 
 
 def table(results: dict[str, dict]) -> str:
