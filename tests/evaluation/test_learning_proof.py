@@ -43,7 +43,7 @@ def test_the_table_takes_the_last_checkpoint_of_each_run():
         "minutes": 30.0,
     }  # fmt: skip
     lines = learning_proof.table({"full-0": run(0.5), "full-1": run(0.7), "random-0": run(0.0)}).splitlines()
-    assert lines[2] == "| full | 2 | 0.60 ± 0.20 | 0.60 ± 0.20 | 0.60 ± 0.20 | 30 |"
+    assert lines[2] == "| full | 2 | 0.60 ± 1.27 | 0.60 ± 1.27 | 0.60 ± 1.27 | 30 |"
     assert lines[3].startswith("| random | 1 | 0.00 ± 0.00") and len(lines) == 4
 
 
