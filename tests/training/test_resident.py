@@ -52,7 +52,7 @@ def test_a_run_draws_the_same_batches_from_either(replay):
     for reside in (False, True):
         run = SimpleNamespace(
             config=config, replay=replay, mesh=mesh, step=3, _resident=None, _mine=None, _place=place,
-            _may_reside=lambda reside=reside: reside,
+            _may_reside=lambda among, reside=reside: reside,
         )  # fmt: skip
         with session.Session.loader(run, 1) as loader:
             drawn.append(next(loader))
@@ -75,6 +75,6 @@ def test_stage_2_from_latents_frees_the_memory(replay):
 def test_online_collection_leaves_the_data_on_the_host(replay, monkeypatch):
     monkeypatch.setattr(session, "fits", lambda replay, share: share == 0.5)
     run = SimpleNamespace(config=make_config("walker", "debug"), replay=replay)
-    assert session.Session._may_reside(run)
+    assert session.Session._may_reside(run, among=1) and not session.Session._may_reside(run, among=2)
     run.config.data.online_every = 5
-    assert not session.Session._may_reside(run)
+    assert not session.Session._may_reside(run, among=1)
