@@ -49,7 +49,10 @@ NOT_NEGATIVE = (
     "train.video_every", "data.online_every", "joint.warmup",
 )  # fmt: skip
 
-SHARES = ("optim.cooldown", "fusion.semantic_dropout", "compute.data_share", "reward.semantic")
+SHARES = (
+    "optim.cooldown", "fusion.semantic_dropout", "compute.data_share", "reward.semantic", "behavior.discount",
+    "behavior.trace", "behavior.return_decay",
+)  # fmt: skip
 
 
 def defaults() -> ConfigDict:

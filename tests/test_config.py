@@ -114,6 +114,7 @@ def test_a_value_outside_its_choices_is_named(field):
         ({"seed": -1}, "config.seed=-1 must be at least 0"),
         ({"fusion.width": 0}, "config.fusion.width=0 must be at least 1"),
         ({"reward.semantic": 1.1}, "config.reward.semantic=1.1 is no share, 0 to 1"),
+        ({"behavior.discount": 1.5}, "config.behavior.discount=1.5 is no share, 0 to 1"),
         ({"reward.semantic": 0.5, "joint.mllm": 0.0}, "config.reward.semantic=0.5 needs the semantic decoder"),
     ],
 )
