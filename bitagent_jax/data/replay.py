@@ -237,10 +237,10 @@ def load_folder(
         cached = open_embedding(episode, fingerprint) if fingerprint else None
         bare += cached is None
         replay.add(episode, cached)
-    if (left := len(episodes) + held - replay.episodes) > 0:
+    if not held and (left := len(episodes) - replay.episodes):  # of a fuller one, that the oldest leave is as it should
         _LOG.warning(
             "%d of %d episodes are not drawn from, the first by name: they exceed config.data.capacity=%d rows",
-            left, len(episodes) + held, replay.capacity,
+            left, len(episodes), replay.capacity,
         )  # fmt: skip
     if corrupt:
         _LOG.warning("skipped %d corrupt of %d episodes in %s", len(corrupt), len(paths), folder)

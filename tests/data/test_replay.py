@@ -230,6 +230,9 @@ def test_rows_beyond_the_capacity_are_named(tmp_path, make_arrays, caplog):
     load_folder(tmp_path, replay)
     assert replay.episodes == 2
     assert "2 of 4 episodes are not drawn from, the first by name: they exceed config.data.capacity=20" in caplog.text
+    caplog.clear()
+    load_folder(tmp_path, replay, paths=list_episodes(tmp_path)[:1])  # as of a round of online collection
+    assert replay.episodes == 2 and not caplog.text
 
 
 def test_a_folder_without_a_valid_episode_is_an_error(tmp_path):
