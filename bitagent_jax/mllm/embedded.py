@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bitagent_jax.mllm import towers
+from bitagent_jax.mllm import tables, towers
 from bitagent_jax.mllm.encoder import check_frames, check_sentences
 from bitagent_jax.mllm.hashing import BUCKETS, MAX_NGRAMS, hash_sentences
 
@@ -63,7 +63,11 @@ def _draw(key: jax.Array) -> nnx.State:
 
 def graph() -> nnx.GraphDef:
     """Return the model's structure without weights, for ``nnx.merge``."""
-    return nnx.split(nnx.eval_shape(lambda: towers.Towers(rngs=nnx.Rngs(0))))[0]
+    return _template()[0]
+
+
+def _template() -> tuple[nnx.GraphDef, nnx.State]:
+    return tables.template(lambda rngs: towers.Towers(rngs=rngs))
 
 
 def params_to_arrays(params: nnx.State) -> dict[str, np.ndarray]:
@@ -74,17 +78,7 @@ def params_to_arrays(params: nnx.State) -> dict[str, np.ndarray]:
 
 def params_from_arrays(arrays: dict[str, np.ndarray]) -> nnx.State:
     """Rebuild float32 weights from arrays by dotted name; ValueError if names or shapes differ."""
-    template = nnx.split(nnx.eval_shape(lambda: towers.Towers(rngs=nnx.Rngs(0))))[1]
-    flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(template)}
-    wanted = {name: leaf.shape for name, leaf in flat.items()}
-    given = {name: value.shape for name, value in arrays.items()}
-    if wanted != given:
-        odd = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-        raise ValueError(f"weights do not fit the model; they differ in {', '.join(odd)}")
-    pairs = nnx.to_flat_state(template)
-    return nnx.from_flat_state(
-        [(path, leaf.replace(jnp.asarray(arrays[".".join(map(str, path))], jnp.float32))) for path, leaf in pairs]
-    )
+    return jax.device_put(tables.fill([tables.Rule(".+", r"\g<0>")], arrays.items(), _template()[1], "weights"))
 
 
 class EmbeddedEncoder:
