@@ -39,11 +39,11 @@ def test_config_files_cover_the_bodies():
 
 
 def test_the_zoo_fills_the_data_of_the_bodies_that_have_actors():
-    mixes = [make_config(body, "cpu").data.mix for body in ("walker", "cheetah", "quadruped")]
-    assert mixes == ["zoo", "zoo", "random"]
-    config = make_config("quadruped", "cpu")
+    mixes = {body: make_config(body, "cpu").data.mix for body in BODY_TASKS}
+    assert mixes == dict.fromkeys(("walker", "cheetah", "quadruped", "stickman"), "zoo") | {"kitchen": "random"}
+    config = make_config("kitchen", "cpu")
     config.data.mix = "zoo"
-    with pytest.raises(ValueError, match="the zoo has no actor of quadruped_stand"):
+    with pytest.raises(ValueError, match="the zoo has no actor of kitchen_microwave"):
         validate(config)
     config.data.folder = "episodes"
     assert validate(config).data.mix == "zoo"

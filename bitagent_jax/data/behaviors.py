@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bitagent_jax import zoo
 from bitagent_jax.data.collect import ZooPolicy
-from bitagent_jax.envs.tasks import shared_body
+from bitagent_jax.envs.tasks import get_task, shared_body
 from bitagent_jax.errors import unknown
 
 MIXES = ("random", "zoo")
@@ -71,8 +71,9 @@ def mixture(kind: str, tasks: Sequence[str]) -> list[Behavior]:
         actors = zoo.load_card()["actors"]
         known = [task for task in tasks if task in actors]
         if not known:
+            bodies = dict.fromkeys(get_task(task).body for task in actors)
             raise ValueError(
-                f"the zoo has no actor of {', '.join(tasks)}, only of {', '.join(actors)}: use the mix random"
+                f"the zoo has no actor of {', '.join(tasks)}, only of tasks of {', '.join(bodies)}: use the mix random"
             )
         out += [Behavior(task, stage, noise) for task in known for stage in played(task) for noise in NOISE[stage]]
         out += [Behavior(known[i % len(known)], MIXED) for i in range(-(-len(out) // MIXED_EVERY))]

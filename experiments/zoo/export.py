@@ -1,16 +1,17 @@
 """Choose the actors of a finished training, measure them and put them into the package with their card.
 
-    python -m experiments.zoo.export runs/zoo/walker_walk [runs/zoo/walker_run ...]
+    python -m experiments.zoo.export runs/zoo/walker_walk [runs/zoo/walker_run ...] [--stages expert]
 
 Hardware: one CPU core, a quarter of a minute a task. The expert is the best evaluation of the curve; early and
 middle are those before it that are nearest to .3 and .65 of its normalised return; of a training with ``--blur``
-the best alone is kept, as ``steady``. What the card states was measured anew by ``experiments.zoo.measure`` on other
-initial states.
+the best alone is kept, as ``steady``. Of a second training of a task ``--stages`` replaces what is named. What the
+card states was measured anew by ``experiments.zoo.measure`` on other initial states.
 """
 
 import argparse
 import hashlib
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,8 +38,11 @@ NOTES = dict(
 
 
 def choose(curve: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Pick a row for each stage, in order of steps; ValueError if too few rows precede the best one."""
-    best = max(curve, key=lambda row: row["score"])
+    """Pick a row for each stage, in order of steps; ValueError if too few rows precede the best one.
+
+    The best one was trained: what a training begins with may be another task's expert.
+    """
+    best = max(curve[1:], key=lambda row: row["score"])
     before = [row for row in curve if row["steps"] < best["steps"]]
     if len(before) < len(TARGETS):
         raise ValueError(f"the best evaluation is number {len(before) + 1}: too few come before it")
@@ -48,14 +52,16 @@ def choose(curve: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {"early": early, "middle": middle, "expert": best}
 
 
-def export(folder: Path) -> dict[str, Any]:
-    """Write the weights of one training's stages into the package and return their part of the card."""
+def export(folder: Path, stages: Collection[str] = STAGES) -> dict[str, Any]:
+    """Write the weights of one training's ``stages`` into the package and return their part of the card."""
     progress = json.loads((folder / "curve.json").read_text())
     task, entries = progress["task"], {}
     chosen = choose(progress["curve"])
     if progress["blur"]:
         chosen = {"steady": chosen["expert"]}
     for stage, row in chosen.items():
+        if stage not in stages:
+            continue
         raw = (folder / f"{row['steps']:08d}.safetensors").read_bytes()
         actor = from_bytes(raw)
         write_atomically(library.actor_path(task, stage), lambda file, raw=raw: file.write(raw))
@@ -84,8 +90,10 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     path = library.WEIGHTS / "card.json"
     actors = json.loads(path.read_text())["actors"] if path.exists() else {}
-    for folder in parser.parse_args().folders:
-        for task, entries in export(folder).items():
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    given = parser.parse_args()
+    for folder in given.folders:
+        for task, entries in export(folder, given.stages).items():
             actors[task] = actors.get(task, {}) | entries
     known = {task: actors[task] for task in TASKS if task in actors}
     card = NOTES | {"actors": {task: {s: own[s] for s in STAGES if s in own} for task, own in known.items()}}

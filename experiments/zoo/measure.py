@@ -1,8 +1,8 @@
 """Measure the shipped actors: the returns of whole episodes, beside the random policy's and GenRL's scale.
 
-    python -m experiments.zoo.measure --out runs/zoo/measured
+    python -m experiments.zoo.measure --out runs/zoo/measured [--tasks walker_walk ...]
 
-Needs the package alone. Hardware: one CPU core, a few seconds an actor. Writes table.txt and table.json. Every
+Needs the package alone. Hardware: one CPU core, ten seconds an actor. Writes table.txt and table.json. Every
 row is the mean and standard deviation over 20 episodes whose initial states no training and no choice of a
 stage ever used; actions without noise, action repeat 2, the weights as shipped. The last column is the normalised
 return of an actor that sees its state blurred by BLUR. Expected result: the numbers in
@@ -103,10 +103,13 @@ def _line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Read the command line, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actors = zoo.load_card()["actors"]
     parser.add_argument("--out", type=Path, required=True)
-    folder = parser.parse_args().out
+    parser.add_argument("--tasks", nargs="+", choices=actors, default=actors, metavar="TASK")
+    given = parser.parse_args()
+    folder = given.out
     print(HEADER)
-    rows = [row for task, stages in zoo.load_card()["actors"].items() for row in rows_of(task, stages)]
+    rows = [row for task in given.tasks for row in rows_of(task, actors[task])]
     table = "\n".join([HEADER, *map(_line, rows)]) + "\n"
     write_atomically(folder / "table.txt", lambda file: file.write(table.encode()))
     write_atomically(folder / "table.json", lambda file: file.write(json.dumps(rows, indent=1).encode()))

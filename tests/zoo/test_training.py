@@ -116,6 +116,7 @@ def test_a_killed_training_continues_and_is_exported(tmp_path, monkeypatch):
     card = export.export(tmp_path / "run")["cheetah_run"]
     assert [entry["steps"] for entry in card.values()] == [row["steps"] for row in curve[:3]]
     assert len(list((tmp_path / "weights").glob("cheetah_run-*.safetensors"))) == 3
+    assert list(export.export(tmp_path / "run", ["expert"])["cheetah_run"]) == ["expert"]
 
 
 def test_stages_are_chosen_by_score():
@@ -125,5 +126,7 @@ def test_stages_are_chosen_by_score():
     assert {stage: row["steps"] for stage, row in choose(curve).items()} == {"early": 2, "middle": 4, "expert": 5}
     warm = [dict(steps=i, score=score) for i, score in enumerate([0.6, 0.61, 0.62, 0.9])]
     assert {stage: row["steps"] for stage, row in choose(warm).items()} == {"early": 0, "middle": 1, "expert": 3}
+    other = [dict(steps=i, score=score) for i, score in enumerate([0.95, 0.6, 0.7, 0.9])]
+    assert choose(other)["expert"]["steps"] == 3, "what it begins with is another task's"
     with pytest.raises(ValueError, match="too few"):
         choose(curve[4:])
