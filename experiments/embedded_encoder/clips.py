@@ -8,9 +8,10 @@ after an interruption: finished parts are kept. Expected: DIR/train and DIR/test
 
 Four kinds of sequences: ``puppet`` (drawn joint positions), ``random`` (rollouts of random torques from
 dm_control's own resets: mostly lying and tumbling, which is what a first data set looks like), ``thrown``
-(random torques from a puppet's pose and velocity) and, of bodies with actors in the zoo, ``acted`` (rollouts of
-those, alone with their noise or, twice as often, taking turns with flailing and held joints as the mix ``zoo``
-of ``bitagent collect`` does it: real gaits, falls and recoveries).
+(random torques from a puppet's pose and velocity) and ``acted`` (rollouts of the zoo's actors, alone with their
+noise or, twice as often, taking turns with flailing and held joints as the mix ``zoo`` of ``bitagent collect`` does
+it: real gaits, poses, falls and recoveries; standing, walking and running in half of the episodes, any task in the
+others).
 """
 
 import argparse
@@ -27,12 +28,12 @@ from bitagent_jax.envs.tasks import TASKS, get_body, tasks_of
 STEPS = 12
 BODIES = ("walker", "cheetah", "quadruped", "stickman")
 KINDS = ("puppet", "random", "thrown", "acted")
-_ALONE, _WITH_ZOO = (0.46, 0.38, 0.16, 0.0), (0.38, 0.26, 0.13, 0.23)
-SHARES = {"walker": _WITH_ZOO, "cheetah": _WITH_ZOO, "quadruped": _ALONE, "stickman": _ALONE}
+SHARES = (0.34, 0.24, 0.11, 0.31)
 CASTING = {"": 1, "early": 1, "middle": 2, "expert": 3}
 NOISE = {"early": (0.3,), "middle": (0.2,), "expert": (0.0, 0.2)}
-IN_TURNS = 2 / 3
-"""Who acts in sequences of the zoo: how often each stage of each task when all take turns, noise of those alone.
+IN_TURNS, GAITS = 2 / 3, 1 / 2
+"""Who acts in sequences of the zoo: how often each stage of each task when all take turns, noise of those alone; in
+which part of the episodes they take turns, and in which all are standing, walking or running.
 
 Not those of ``bitagent collect``: what the shipped weights learned from does not change with it.
 """
@@ -232,6 +233,8 @@ def _cast(body: str, rng: np.random.Generator):
 
     known, seed = zoo.load_card()["actors"], int(rng.integers(2**31))
     tasks = [task for task in tasks_of(body) if task in known]
+    if rng.random() < GAITS:
+        tasks = [task for task in tasks if TASKS[task].goal in ("stand", "walk", "run")]
     if rng.random() < IN_TURNS:
         turns = [(task, stage) for task in tasks for stage, share in CASTING.items() for _ in range(share)]
         repertoire = [zoo.load_actor(task, stage) if stage else None for task, stage in turns]
@@ -262,7 +265,7 @@ def make_part(part: Part, out: Path) -> str:
         return f"{path.name} is there"
     start, rng = time.monotonic(), np.random.default_rng(part.seed)
     studio = Studio(part.body, part.look, "run" if part.number % 2 else "walk", rng)
-    drawn = rng.choice(len(KINDS), size=part.count, p=SHARES[part.body])
+    drawn = rng.choice(len(KINDS), size=part.count, p=SHARES)
     # Actors come last, as their episodes go on from one sequence to the next.
     drawn = drawn[np.argsort(drawn == KINDS.index("acted"), kind="stable")]
     images, states, kinds = [], [], []

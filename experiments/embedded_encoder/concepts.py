@@ -110,6 +110,11 @@ def _running(body):
     return lambda w: both(upside(w), tall(w), ramp(w.speed, slow, enough))
 
 
+def _cheetah_down(w):
+    low = np.maximum(ramp(w.height, 0.38, 0.25), ramp(w.upright, -0.2, -0.7))
+    return both(low, ramp(abs(w.speed), 2, 1), ramp(w.clearance, 0.3, 0.1))
+
+
 def _stand_reward(body):
     """Grade standing: increasing in the stand task's reward, a little less when fast or flat on the floor.
 
@@ -211,8 +216,7 @@ POSTURES = (
             ("lying on the ground", "it lies on the floor"),
             {"walker": lambda w: both(ramp(w.height, 0.55, 0.32), ramp(abs(w.speed), 2, 1)),
              "stickman": lambda w: both(ramp(w.height, 0.45, 0.22), ramp(abs(w.speed), 2, 1)),
-             "cheetah": lambda w: both(np.maximum(ramp(w.height, 0.38, 0.25), ramp(w.upright, -0.2, -0.7)),
-                                       ramp(abs(w.speed), 2, 1), ramp(w.clearance, 0.3, 0.1)),
+             "cheetah": lambda w: both(_cheetah_down(w), 0.5 + 0.5 * ramp(w.lying_down, 0.55, 0.8)),
              "quadruped": lambda w: both(np.maximum(ramp(w.height, 0.38, 0.26), ramp(w.upright, -0.2, -0.7)),
                                          ramp(w.clearance, 0.3, 0.1))}),
     Concept("upside down", ("upside down", "on its back", "turned over"), ("flipped upside down",), _all(_over)),
@@ -250,6 +254,10 @@ POSTURES = (
     Concept("lying legs up", ("lifting legs up while lying down", "lying down with the legs up",
                               "lying with its legs in the air"), ("raise the legs while lying",),
             {"stickman": lambda w: both(ramp(w.height, 0.35, 0.18), ramp(w.feet_low, 0.25, 0.4))}),
+    Concept("lunge", ("lunge_pose", "lunge pose", "in a lunge", "lunging", "down on one knee"), ("making a lunge",),
+            dict.fromkeys(_TWO_LEGGED, lambda w: ramp(w.lunge_pose, 0.6, 0.85))),
+    Concept("two legs", ("on two legs", "spider on two legs", "up on two legs", "balancing on two legs"),
+            ("raised on two legs",), {"quadruped": lambda w: ramp(w.two_legs, 0.3, 0.7)}),
     Concept("hands up", ("standing with the hands up", "hands up", "hands above the head", "raising both hands"),
             ("stand with raised hands",),
             {"stickman": lambda w: both(_standing("stickman")(w), ramp(w.hands, 1.4, 1.65))}),
@@ -278,6 +286,8 @@ MOTIONS = (
             _all(lambda w: both(ramp(w.rise, 0.3, 0.8), ramp(w.gain("height"), 0.04, 0.15)))),
     Concept("jumping", ("jumping", "in the air", "airborne", "flying through the air", "jump", "leaping"),
             ("leap into the air",), _all(lambda w: ramp(w.clearance, 0.05, 0.2))),
+    Concept("spider jump", ("spider jumping", "a spider jumping", "spider jump"), ("the spider jumps",),
+            {"quadruped": lambda w: ramp(w.clearance, 0.05, 0.2)}),
     Concept("backflip", ("doing a backflip", "doing backflips", "flipping backwards", "backflip"),
             ("rotating backwards",), dict.fromkeys(_PLANAR, lambda w: ramp(-w.spin, 1.5, 3.5))),
     Concept("front flip", ("doing a front flip", "flipping forwards", "somersaulting forward", "tumbling forward"),
@@ -288,11 +298,11 @@ MOTIONS = (
 )  # fmt: skip
 
 
-def _pose_reward(goal: str, idle: float = 0.0, power: float = 1.0):
-    """Grade a stickman's pose: increasing in its task's reward, a little less when fast.
+def _paid(goal: str, idle: float = 0.0, power: float = 1.0) -> Callable[[Window], np.ndarray]:
+    """Grade a pose: increasing in its task's reward, a little less when fast.
 
-    Standing idly earns some of these tasks' rewards; what it earns, ``idle``, is pressed to a tenth. ``power`` puts
-    what a sentence surely says near one.
+    Standing or lying idly earns some of these tasks' rewards; what it earns, ``idle``, is pressed to a tenth. ``power``
+    puts what a sentence surely says near one.
     """
 
     def score(w):
@@ -300,20 +310,42 @@ def _pose_reward(goal: str, idle: float = 0.0, power: float = 1.0):
         grade = 0.1 * ramp(reward, 0, idle) + 0.9 * ramp(reward, idle, 1) if idle else np.clip(reward, 0, 1)
         return grade**power * (1 - 0.4 * ramp(abs(w.speed), 1.5, 6))
 
-    return {"stickman": score}
+    return score
+
+
+def _cheetah_lying(w):
+    """Grade a cheetah's lying: the task pays for feet in the air as much as for a torso on the floor."""
+    return 0.4 * _cheetah_down(w) + 0.6 * _paid("lying_down", 0.45)(w)
+
+
+def _backflip(w):
+    """Grade backflips: the task pays for either direction, the sentence means one."""
+    return _paid("flipping", 0.35)(w) * (1 - 0.5 * ramp(w.spin, 0, 2))
 
 
 _PAID = {
-    "one foot": ("one_foot",), "kick": ("high_kick", 0.25), "lying": ("lying_down", 0.15, 0.7),
-    "kneeling": ("sit_knees", 0.5, 0.6), "lying legs up": ("legs_up",), "on its head": ("headstand", 0.4),
-    "hands up": ("hands_up", 0.0, 3), "punching": ("boxing",),
+    "one foot": ("one_foot", dict.fromkeys(_TWO_LEGGED, _paid("one_foot"))),
+    "kick": ("high_kick", dict.fromkeys(_TWO_LEGGED, _paid("high_kick", 0.25))),
+    "lying": ("lying_down", dict.fromkeys(_TWO_LEGGED, _paid("lying_down", 0.15, 0.7))
+              | {"cheetah": _cheetah_lying, "quadruped": _paid("lie_down")}),
+    "kneeling": ("sit_knees", dict.fromkeys(_TWO_LEGGED, _paid("sit_knees", 0.5, 0.6))),
+    "lunge": ("lunge_pose", dict.fromkeys(_TWO_LEGGED, _paid("lunge_pose", 0.55, 0.7))),
+    "lying legs up": ("legs_up", {"stickman": _paid("legs_up")}),
+    "on its head": ("headstand", {"stickman": _paid("headstand", 0.4)}),
+    "hands up": ("hands_up", {"stickman": _paid("hands_up", 0.0, 3)}),
+    "punching": ("boxing", {"stickman": _paid("boxing")}),
+    "flip": ("flipping", dict.fromkeys(_TWO_LEGGED, _paid("flipping", 0.35))),
+    "backflip": ("back flipping", dict.fromkeys(_TWO_LEGGED, _backflip)),
+    "rearing": ("rear", {"cheetah": _paid("standing")}),
+    "two legs": ("two_legs", {"quadruped": _paid("two_legs")}),
+    "spider jump": ("jump", {"quadruped": _paid("jump", 0.75)}),
 }  # fmt: skip
-"""Plain concepts that are tasks of the stickman: the goal that grades them, what idle standing earns, an exponent."""
+"""Plain concepts whose phrases are prompts of the remaining tasks: the name of the graded one, and what grades it."""
 POSES = tuple(
-    Concept(_PAID[concept.name][0], concept.phrases, concept.held_out, _pose_reward(*_PAID[concept.name]), True)
+    Concept(_PAID[concept.name][0], concept.phrases, concept.held_out, _PAID[concept.name][1], True)
     for concept in POSTURES + MOTIONS
     if concept.name in _PAID
 )
 
 CONCEPTS = TASKS + POSTURES + MOTIONS + POSES
-"""All claims. What a ``lunge_pose`` is, captions never say: a prompt of the tasks' that is left to the letters."""
+"""All claims. Every prompt of the four bodies' tasks is in them, graded and with a plain verdict."""

@@ -40,8 +40,7 @@ VERDICTS = {"stand": "standing", "walk": "walking", "run": "running"}
 WEAKNESSES = (
     "A quadruped's heading shows in about 20 of 64 x 64 pixels (two eyes on a body of fourfold symmetry): what "
     "depends on the sign of its speed, walking above all, is recognised less surely than the rest.",
-    "Words that the grammar lacks are understood only through letters they share with words that it has; of the "
-    "tasks' prompts these are lunge_pose, spider jumping (as jumping) and on two legs.",
+    "Words that the grammar lacks are understood only through letters they share with words that it has.",
     "The test clips of the zoo's actors are of other episodes than the training clips, but of the same actors.",
 )
 JUDGED = [task for task in TASKS.values() if task.goal in VERDICTS and task.body in BODIES]
@@ -130,8 +129,6 @@ def task_gates(held: Held) -> dict[str, dict[str, float]]:
             "cosine_best_decile": float(np.mean(cosine[reward >= np.quantile(reward, 0.9)])),
             "cosine_worst_decile": float(np.mean(cosine[reward <= np.quantile(reward, 0.1)])),
         }
-        if not acted.any():
-            del out[task.name]["spearman_reward_acted"]
         out[task.name] = {key: round(value, 3) for key, value in out[task.name].items()}
     return out
 
@@ -296,7 +293,7 @@ def make_card(weights: Path, data: Path, run: dict) -> dict:
             for body in BODIES
         }
         | {"frames_per_sequence": clips.STEPS,
-           "kinds": {body: dict(zip(clips.KINDS, clips.SHARES[body], strict=True)) for body in BODIES},
+           "kinds": dict(zip(clips.KINDS, clips.SHARES, strict=True)),
            "seeds": "clips.parts(): train below 600000, test above; stock look from 900000"},
         "training": run,
         "versions": {name: importlib.metadata.version(name) for name in

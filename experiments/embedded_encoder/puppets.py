@@ -29,7 +29,7 @@ def walker(rng: np.random.Generator, steps: int, dt: float) -> Motion:
     pitch, rate = rng.normal(0, 0.18), rng.normal(0, 0.25)
     legs = _walker_stance(rng)
     if style == "posture":
-        legs = [_walker_stance, _walker_kneel, _walker_one_leg, _walker_sit][rng.integers(4)](rng)
+        legs = [_walker_stance, _walker_kneel, _walker_one_leg, _walker_sit, _walker_lunge][rng.integers(5)](rng)
         pitch = rng.choice([pitch, rng.normal(0, 0.5), rng.choice([-1, 1]) * rng.normal(1.5, 0.2)])
     elif style == "flip":
         pitch, rate = rng.uniform(-np.pi, np.pi), rng.choice([-1, 1]) * rng.uniform(2, 12)
@@ -57,7 +57,7 @@ def stickman(rng: np.random.Generator, steps: int, dt: float) -> Motion:
     """
     time = np.arange(steps) * dt
     qpos, clearance = walker(rng, steps, dt)
-    pose = rng.choice(["", *_STICKMAN_POSES], p=[0.5, 0.16, 0.1, 0.08, 0.07, 0.09])
+    pose = rng.choice(["", *_STICKMAN_POSES], p=[0.45, 0.15, 0.1, 0.08, 0.07, 0.08, 0.07])
     if pose:
         pitch, legs = _STICKMAN_POSES[pose](rng)
         speed = rng.normal(0, 0.1)
@@ -95,12 +95,13 @@ def cheetah(rng: np.random.Generator, steps: int, dt: float) -> Motion:
 def quadruped(rng: np.random.Generator, steps: int, dt: float) -> Motion:
     """Draw a quadruped's motion: qpos = (position, quaternion, four times (yaw, pitch, knee, ankle))."""
     time = np.arange(steps) * dt
-    style = rng.choice(["upright", "tilted", "tumble"], p=[0.66, 0.2, 0.14])
-    speed = _speed(rng, walk=(0.2, 1.5), run=(1.5, 6), idle=0.3)
+    style = rng.choice(["upright", "tilted", "rear", "tumble"], p=[0.6, 0.18, 0.08, 0.14])
+    speed = _speed(rng, walk=(0.2, 1.5), run=(1.5, 6), idle=0.9 if style == "rear" else 0.3)
     heading, turn = rng.uniform(-np.pi, np.pi), rng.normal(0, 0.5) * (rng.random() < 0.5)
-    scale = {"upright": 0.12, "tilted": 0.7, "tumble": 2.0}[style]
+    scale = {"upright": 0.12, "tilted": 0.7, "rear": 0.12, "tumble": 2.0}[style]
     tilt = rng.normal(0, scale, 2) if rng.random() < 0.7 else rng.choice([0, np.pi], 2) + rng.normal(0, 0.2, 2)
     tilt = np.clip(tilt, -0.3, 0.3) if style == "upright" else tilt
+    tilt[0] += rng.choice([-1, 1]) * rng.normal(1.2, 0.25) * (style == "rear")
     spin = rng.normal(0, 4, 2) if style == "tumble" else rng.normal(0, 0.2, 2)
     legs = _spider_legs(rng, time, speed if rng.random() < 0.8 else rng.uniform(-2, 6))
     side = rng.normal(0, 0.3) * (rng.random() < 0.3)
@@ -187,6 +188,12 @@ def _walker_sit(rng):
     return np.array([hips[0], knees[0], 0.0, hips[1], knees[1], 0.0])
 
 
+def _walker_lunge(rng):
+    """One thigh level over its upright shin, the other leg's shin level behind."""
+    legs = [[np.pi / 2, -np.pi / 2, 0.0], [0.0, -np.pi / 2, -0.78]]
+    return np.concatenate(rng.permutation(legs)) + rng.normal(0, rng.choice([0.08, 0.25]), 6)
+
+
 def _walker_any(rng):
     return rng.uniform(*_WALKER_RANGE)
 
@@ -224,8 +231,13 @@ def _one_leg(rng):
     return rng.normal(-0.12, 0.12), np.concatenate(rng.permutation(legs))
 
 
+def _lunge(rng):
+    return rng.normal(0, 0.12), _walker_lunge(rng)
+
+
 _STICKMAN_POSES = {
     "stand": _stand, "one leg": _one_leg, "kneel": _kneel, "legs up": _legs_up, "headstand": _headstand,
+    "lunge": _lunge,
 }  # fmt: skip
 
 

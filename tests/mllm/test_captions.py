@@ -21,9 +21,9 @@ def score(name, body, **values):
     return captions.score_table(window(**values), np.array([body]))[0, column]
 
 
-def test_every_judged_prompt_is_a_trained_phrasing_of_its_body():
-    assert len(JUDGED) == 10
-    for task in JUDGED:
+def test_every_prompt_is_a_trained_phrasing_of_its_body():
+    assert len(JUDGED) == 10 and len(JUDGED + POSED) == 31
+    for task in JUDGED + POSED:
         spoken = [c for c in captions.CONCEPTS if task.prompt in c.phrases and task.body in c.scores]
         assert {c.graded for c in spoken} == {True, False}, task.name
 
@@ -82,14 +82,21 @@ def test_a_stickman_is_described_by_its_state(name, truth, lie):
     assert score(name, "stickman", **lie) == 0
 
 
-def test_every_pose_of_the_stickman_that_captions_name_is_graded_by_its_reward():
-    mine = [task for task in POSED if task.body == "stickman"]
-    graded = {c.name: c for c in captions.CONCEPTS if c.graded}
-    told = {task.goal for task in mine if task.goal in graded and task.prompt in graded[task.goal].phrases}
-    assert told == {task.goal for task in mine} - {"flipping", "lunge_pose"}
-    for goal in told:
-        grades = [score(goal, "stickman", **{goal: reward}) for reward in (0, 0.3, 0.6, 0.9, 1)]
-        assert grades == sorted(grades) and grades[0] == 0 and grades[-1] == pytest.approx(1) and grades[2] < grades[4]
+@pytest.mark.parametrize("task", POSED, ids=lambda task: task.name)
+def test_every_pose_is_graded_by_its_reward(task):
+    (mine,) = (c for c in captions.CONCEPTS if c.graded and task.prompt in c.phrases and task.body in c.scores)
+    lying = dict(height=0.1) if task.name == "cheetah_lying_down" else {}
+    grades = [score(mine.name, task.body, **{task.goal: reward}, **lying) for reward in (0, 0.3, 0.6, 0.9, 1)]
+    assert grades == sorted(grades) and grades[0] <= 0.4 and grades[-1] == pytest.approx(1) and grades[2] < grades[4]
+    assert bool(grades[0]) == bool(lying)
+
+
+def test_what_a_task_pays_but_its_sentence_does_not_mean_is_worth_less():
+    assert score("lying_down", "cheetah", lying_down=0.45, height=0.1) == pytest.approx(0.46)
+    assert score("lying_down", "cheetah", lying_down=0.45, height=0.7) == pytest.approx(0.06)
+    assert np.isnan(score("lying", "cheetah", lying_down=0.45, height=0.1))
+    assert score("back flipping", "walker", flipping=1, spin=-5) == pytest.approx(1)
+    assert score("back flipping", "walker", flipping=1, spin=5) == pytest.approx(0.5)
 
 
 def test_what_idle_standing_earns_is_pressed_to_a_tenth():
