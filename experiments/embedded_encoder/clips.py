@@ -35,7 +35,7 @@ IN_TURNS, GAITS = 2 / 3, 1 / 2
 """Who acts in sequences of the zoo: how often each stage of each task when all take turns, noise of those alone; in
 which part of the episodes they take turns, and in which all are standing, walking or running.
 
-Not those of ``bitagent collect``: what the shipped weights learned from does not change with it.
+Not those of ``bitagent collect``, so that what the encoder learns from does not change with it.
 """
 MEASURED = (
     "height upright speed rise spin pitch feet_low feet_high clearance motion side nose_x nose_y knees hands punch"

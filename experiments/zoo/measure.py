@@ -107,12 +107,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", choices=actors, default=actors, metavar="TASK")
     given = parser.parse_args()
-    folder = given.out
     print(HEADER)
     rows = [row for task in given.tasks for row in rows_of(task, actors[task])]
     table = "\n".join([HEADER, *map(_line, rows)]) + "\n"
-    write_atomically(folder / "table.txt", lambda file: file.write(table.encode()))
-    write_atomically(folder / "table.json", lambda file: file.write(json.dumps(rows, indent=1).encode()))
+    write_atomically(given.out / "table.txt", lambda file: file.write(table.encode()))
+    write_atomically(given.out / "table.json", lambda file: file.write(json.dumps(rows, indent=1).encode()))
 
 
 if __name__ == "__main__":
