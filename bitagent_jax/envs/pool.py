@@ -89,7 +89,7 @@ class EnvPool:
         self.tasks, self.num_envs, self.action_dim = tuple(tasks), len(tasks), body.action_dim
         self.look = "" if body.factory or not render else look
         self.episode_steps = body.control_steps // action_repeat
-        self._begun, self._render = False, render
+        self._render = render
         self._seed, self._episodes = seed, [0] * self.num_envs
         shape = (self.num_envs, size if render else 0, body.action_dim, body.state_dim if state else 0)
         self._arrays = SharedArrays(step_spec(*shape))
@@ -133,7 +133,7 @@ class EnvPool:
             raise ValueError(f"expected actions of shape {(self.num_envs, self.action_dim)}, got {actions.shape}")
         if not np.isfinite(actions).all():
             raise ValueError(f"expected finite actions, got {actions}")
-        if not self._begun:
+        if not all(self._episodes):
             raise RuntimeError("call reset() before the first step()")
         np.clip(actions, -1, 1, out=self._arrays["action"])
         return self._run(b"s")
@@ -161,7 +161,6 @@ class EnvPool:
         except BaseException:
             self.close()
             raise
-        self._begun = True
         rows = Timestep(**self._arrays.copies())
         self._episodes = [count + int(first) for count, first in zip(self._episodes, rows.is_first, strict=True)]
         return rows
