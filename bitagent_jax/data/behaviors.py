@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bitagent_jax import zoo
 from bitagent_jax.data.collect import ZooPolicy
-from bitagent_jax.envs.tasks import get_task, shared_body
+from bitagent_jax.envs.tasks import get_task, shared_body, tasks_of
 from bitagent_jax.errors import unknown
 
 MIXES = ("random", "zoo")
@@ -26,7 +26,11 @@ MIXED = "mixed"
 MIXED_EVERY = 3
 """In the mix ``zoo``, for so many environments with an actor of their own, one in which actors follow one another."""
 SHARES = {"": 1, "early": 1, "middle": 2, "expert": 3, "steady": 3}
-"""How often each stage of each task's actor, and flailing, act in those."""
+"""How often each stage of each task's actor, and flailing, act in those.
+
+The best actor of each other task of the body acts there once: good actors then rise from where a pose left them, such
+as on the back with the legs up, which no fall of their own would show.
+"""
 
 
 class Behavior(NamedTuple):
@@ -123,5 +127,9 @@ def acting(behaviors: Sequence[Behavior]) -> Callable[[int, int], ZooPolicy]:
         repertoire += SHARES[""] * [None]
         for stage in played(task):
             repertoire += SHARES[stage] * [zoo.load_actor(task, stage)]
+    if any(mixed):
+        told = {b.task for b in behaviors}
+        others = [task for task in tasks_of(get_task(behaviors[0].task).body) if task in known and task not in told]
+        repertoire += [zoo.load_actor(task, played(task)[-1]) for task in others]
     noise = [b.noise for b in behaviors]
     return lambda _, seed: ZooPolicy(actors, noise=noise, mixed=mixed, repertoire=repertoire, calm=CALM, seed=seed)

@@ -8,6 +8,7 @@ from bitagent_jax.data.behaviors import Behavior
 from bitagent_jax.data.collect import collect
 from bitagent_jax.data.episodes import read_episode
 from bitagent_jax.envs.pool import EnvPool
+from bitagent_jax.envs.tasks import tasks_of
 
 
 def test_the_random_mix_flails_in_every_task():
@@ -89,3 +90,17 @@ def test_mixed_environments_change_hands_and_the_others_do_not(tmp_path):
     assert 5 < np.sum(~np.array(held)[:, 1:]) < 60  # of 1,000 steps, one in 50, some of them to the same actor
     expert = np.sum(read_episode(next(tmp_path.glob("000000*")))[0]["reward"])
     assert expert > 1.3 * np.sum(read_episode(next(tmp_path.glob("000001*")))[0]["reward"])
+
+
+def test_actors_of_the_bodys_other_tasks_take_turns_too_where_any_do(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(behaviors.zoo, "load_actor", lambda task, stage: loaded.append((task, stage)))
+    behaviors.acting(behaviors.mixture("random", ["stickman_walk"]))
+    behaviors.acting([Behavior("walker_walk", "expert")])
+    assert {task for task, _ in loaded} <= {"stickman_walk", "walker_walk"}
+    loaded.clear()
+    behaviors.acting([Behavior("walker_walk", "mixed"), Behavior("walker_run")])
+    others = [pair for pair in loaded if pair[0] not in ("walker_walk", "walker_run")]
+    assert ("walker_stand", "steady") in others and ("walker_lying_down", "expert") in others
+    assert {task for task, _ in others} == set(tasks_of("walker")) - {"walker_walk", "walker_run"}
+    assert len(others) == len(set(others))
