@@ -11,8 +11,8 @@ from bitagent_jax.envs.tasks import TASKS
 from bitagent_jax.mllm import embedded
 from bitagent_jax.mllm.encoder import load_encoder
 
-GOLDEN_VIDEO = [0.1397, -0.0315, -0.1861, 0.0052, 0.2019, -0.0106]
-GOLDEN_TEXT = [-0.0263, -0.0213, -0.0718, -0.0335, -0.0039, -0.1162]
+GOLDEN_VIDEO = [0.1298, -0.0488, -0.1441, 0.0033, 0.1025, -0.0233]
+GOLDEN_TEXT = [0.0122, -0.0317, -0.0516, -0.0296, -0.0067, -0.0618]
 
 
 @pytest.fixture(scope="module")
