@@ -13,7 +13,7 @@ from bitagent_jax.config import make_config
 from bitagent_jax.training import sharding
 
 SAME = """
-import sys, jax, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 from bitagent_jax.bench import program
 from bitagent_jax.config import make_config
 from bitagent_jax.training import sharding
@@ -27,29 +27,39 @@ config.update_from_flattened_dict({
     "optim.eps": 1e-3,  # else Adam makes whole steps of gradients that are nothing but rounding
 })
 
-def run(mesh):
+def prepare(mesh):
     step = program.train_step(config, 2, "stage 2", mesh)  # with the losses of stage 1
-    state, losses = step.init(), []
-    shards = {leaf.addressable_shards[0].data.size < leaf.size for leaf in jax.tree.leaves(state.params)}
-    assert shards == ({False, True} if mesh.shape["fsdp"] > 1 else {False})
-    batch = program.random_batch(step)
-    for _ in range(20):
-        state, metrics = step.call(state, batch)
-        losses.append({name: float(value) for name, value in metrics.items()})
-    return losses, jax.tree.map(np.asarray, state.params)
+    return step, program.random_batch(step), sharding.state_shardings(mesh, step.state)
 
-losses, params = run(sharding.make_mesh(1, jax.devices()[:1]))
+def copied(state, shardings):  # for a step consumes the state that it is given
+    return jax.device_put(jax.tree.map(jnp.copy, state), shardings)
+
+def distance(a, b):
+    return sum(np.sum((np.asarray(x) - np.asarray(y)) ** 2) for x, y in zip(*map(jax.tree.leaves, (a, b)))) ** 0.5
+
+one, batch, shardings = prepare(sharding.make_mesh(1, jax.devices()[:1]))
+states, losses = [one.init()], []
+for _ in range(20):
+    state, metrics = one.call(copied(states[-1], shardings), batch)
+    states.append(state)
+    losses.append({name: float(value) for name, value in metrics.items() if name.startswith("loss/")})
+
 for fsdp in (1, 4):
-    others, those = run(sharding.make_mesh(fsdp))
-    far = max(float(np.max(np.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (params, those))))
-    names = [name for name in losses[0] if name.startswith("loss/")]
-    pairs = list(zip(losses, others, strict=True))
-    off = [{name: abs(a[name] - b[name]) / (1e-2 + abs(a[name])) for name in names} for a, b in pairs]
-    print(8 // fsdp, "x", fsdp, "parameters differ by", far, "losses by", [f"{max(step.values()):.0e}" for step in off])
-    # Rounding alone: none at first, then what samples and alignments make of it that fall to the other side.
-    assert far < 1e-3, far
-    assert max(value for step in off[:5] for value in step.values()) < 1e-4, off[:5]
-    assert max(value for step in off for value in step.values()) < 5e-2, off
+    step, batch, shardings = prepare(sharding.make_mesh(fsdp))
+    whole, off, far = step.init(), [], []
+    shards = {leaf.addressable_shards[0].data.size < leaf.size for leaf in jax.tree.leaves(whole.params)}
+    assert shards == ({False, True} if fsdp > 1 else {False})
+    for before, after, loss in zip(states, states[1:], losses):
+        state, metrics = step.call(copied(before, shardings), batch)
+        off.append(max(abs(value - float(metrics[name])) / (1e-2 + abs(value)) for name, value in loss.items()))
+        far.append(distance(after.params, state.params) / distance(after.params, before.params))
+        whole, _ = step.call(whole, batch)
+    apart = distance(states[-1].params, whole.params) / distance(states[-1].params, states[0].params)
+    print(8 // fsdp, "x", fsdp, "losses", [f"{x:.0e}" for x in off], "steps", [f"{x:.0e}" for x in far], apart)
+    # Rounding alone, but for single steps in which a sample or an alignment falls to the other side; on which machine
+    # and in which step that happens is chance. So every step begins where that of one device began.
+    assert sum(x < 1e-5 for x in off) >= 15 and sum(x < 1e-5 for x in far) >= 15
+    assert apart < 0.05
 """
 
 
