@@ -29,7 +29,7 @@ SHARES = {"": 1, "early": 1, "middle": 2, "expert": 3, "steady": 3}
 """How often each stage of each task's actor, and flailing, act in those.
 
 The best actor of each other task of the body acts there once: good actors then rise from where a pose left them, such
-as on the back with the legs up, which no fall of their own would show.
+as on the back with the legs up.
 """
 
 
@@ -128,8 +128,8 @@ def acting(behaviors: Sequence[Behavior]) -> Callable[[int, int], ZooPolicy]:
         for stage in played(task):
             repertoire += SHARES[stage] * [zoo.load_actor(task, stage)]
     if any(mixed):
-        told = {b.task for b in behaviors}
-        others = [task for task in tasks_of(get_task(behaviors[0].task).body) if task in known and task not in told]
+        told = [b.task for b in behaviors]
+        others = [task for task in tasks_of(shared_body(told).name) if task in known and task not in told]
         repertoire += [zoo.load_actor(task, played(task)[-1]) for task in others]
     noise = [b.noise for b in behaviors]
     return lambda _, seed: ZooPolicy(actors, noise=noise, mixed=mixed, repertoire=repertoire, calm=CALM, seed=seed)

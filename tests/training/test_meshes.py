@@ -59,7 +59,7 @@ for fsdp in (1, 4):
     # Rounding alone, but for single steps in which a sample or an alignment falls to the other side; on which machine
     # and in which step that happens is chance. So every step begins where that of one device began.
     assert sum(x < 1e-5 for x in off) >= 15 and sum(x < 1e-5 for x in far) >= 15
-    assert apart < 0.05
+    assert max(off) < 5e-2 and apart < 0.02
 """
 
 
